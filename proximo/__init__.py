@@ -1,0 +1,34 @@
+"""Proximo: proximal policy optimization and its family, from CartPole to language models."""
+
+from proximo.errors import (
+    CheckpointError,
+    ConfigError,
+    EnvFailure,
+    MissingExtra,
+    NonFiniteError,
+    ProximoError,
+    RunFolderError,
+    UnknownName,
+    UnsupportedSpace,
+)
+from proximo.run.agent import Agent
+from proximo.run.loop import Run
+from proximo.run.session import load_agent as load
+from proximo.run.session import resume, train
+
+__all__ = [
+    "Agent",
+    "CheckpointError",
+    "ConfigError",
+    "EnvFailure",
+    "MissingExtra",
+    "NonFiniteError",
+    "ProximoError",
+    "Run",
+    "RunFolderError",
+    "UnknownName",
+    "UnsupportedSpace",
+    "load",
+    "resume",
+    "train",
+]

@@ -1,0 +1,31 @@
+"""Bounds on the numbers of a Config, each violation one line."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from proximo.errors import ConfigError
+
+
+def check(
+    config: Any,
+    at_least_one: tuple[str, ...] = (),
+    positive: tuple[str, ...] = (),
+    not_negative: tuple[str, ...] = (),
+    unit: tuple[str, ...] = (),
+) -> None:
+    """Raise ConfigError for the first field that is not a finite number within its bounds."""
+    rules = (
+        (at_least_one, lambda x: x >= 1 and x == int(x), "a whole number of at least 1"),
+        (positive, lambda x: x > 0, "greater than 0"),
+        (not_negative, lambda x: x >= 0, "0 or greater"),
+        (unit, lambda x: 0 <= x <= 1, "between 0 and 1"),
+    )
+    for names, holds, wanted in rules:
+        for name in names:
+            value = getattr(config, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ConfigError(f"{name} is {value!r}: it must be a finite number, {wanted}")
+            if not holds(value):
+                raise ConfigError(f"{name} is {value}: it must be {wanted}")

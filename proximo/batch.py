@@ -1,0 +1,74 @@
+"""Batch: the named tensors of one collection."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
+    """Apply `f` to every tensor of a nested dict or tuple of tensors."""
+    if isinstance(tree, dict):
+        return {key: tree_map(f, value) for key, value in tree.items()}
+    if isinstance(tree, tuple):
+        return tuple(tree_map(f, value) for value in tree)
+    return f(tree)
+
+
+class Batch:
+    """What a source collected, and what was computed from it, column by column.
+
+    Every per-action column is shaped like `logp`: [T, N], T the time step and N the lane (an environment, an agent,
+    a sequence). Only `observation`, `action` and `mask` are always there; a column that is asked for and missing is
+    an error that names those present. Batches are values: `replace` makes a new one.
+    """
+
+    observation: Any  # [T, N, ...] tensor, or a nested dict of them: what the policy saw
+    action: Tensor  # [T, N, ...] what it did, in the policy's own units
+    mask: Tensor  # [T, N] bool: False where the row is no transition
+    start: Tensor  # [T, N] bool: the row is the first of an episode
+    reward: Tensor  # [T, N]
+    terminated: Tensor  # [T, N] bool: the episode ended in a state whose value is zero
+    truncated: Tensor  # [T, N] bool: the episode was cut in a state that still has a value
+    logp: Tensor  # [T, N] log-probability of the action under the policy that collected
+    value: Tensor  # [T, N] value of the observation when it was collected
+    next_value: Tensor  # [T, N] value of the TRUE next observation, the final one where the episode was cut
+    advantage: Tensor  # [T, N]
+    returns: Tensor  # [T, N] what the value should become
+
+    def __init__(self, **columns: Any) -> None:
+        self.__dict__.update(columns)
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        raise AttributeError(f"this batch has no column {name!r}; it has {', '.join(self.__dict__)}")
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.__dict__)
+
+    def replace(self, **columns: Any) -> Batch:
+        """A new batch with these columns added or exchanged."""
+        return Batch(**{**self.__dict__, **columns})
+
+    def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
+        """A new batch with `f` applied to every tensor."""
+        return Batch(**{name: tree_map(f, column) for name, column in self.__dict__.items()})
+
+    def to(self, device: torch.device | str) -> Batch:
+        return self.map(lambda x: x.to(device))
+
+    def flatten(self) -> Batch:
+        """[T, N, ...] -> [T·N, ...]: for learning step by step, where order carries nothing."""
+        return self.map(lambda x: x.flatten(0, 1))
+
+    def steps(self, rows: Tensor) -> Batch:
+        """The rows at these indices of a flattened batch (an index tensor or a slice along the first dimension)."""
+        return self.map(lambda x: x[rows])
+
+    def lanes(self, columns: Tensor) -> Batch:
+        """Whole lanes [T, n, ...]: for learning where order matters (memory, sequences)."""
+        return self.map(lambda x: x[:, columns])

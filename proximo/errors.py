@@ -1,0 +1,55 @@
+"""The errors a user can cause, each one line that says what was wrong, where, and what to do."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class ProximoError(Exception):
+    """Base of every error the package raises on purpose; the command shows it as one line and exits with 2."""
+
+
+class ConfigError(ProximoError, ValueError):
+    """A setting that cannot work."""
+
+
+class UnknownName(ConfigError):
+    """A name that no registry knows."""
+
+
+class UnsupportedSpace(ProximoError, TypeError):
+    """An observation or action space that no model here can serve."""
+
+
+class EnvFailure(ProximoError, RuntimeError):
+    """An environment that raised, or broke the interface it promised."""
+
+
+class MissingExtra(ProximoError, ImportError):
+    """An optional dependency that is not installed."""
+
+
+class RunFolderError(ProximoError):
+    """A folder that is no run, or cannot become one."""
+
+
+class CheckpointError(ProximoError):
+    """A checkpoint that cannot be written, or must not be trusted."""
+
+
+class NonFiniteError(ProximoError, FloatingPointError):
+    """A NaN or an infinity, stopped before it reached the weights."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownName:
+    """An error that names the closest known names (and, where few, all of them)."""
+    known = sorted(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        advice = f"did you mean {' or '.join(close)}?"
+    elif len(known) <= 20:
+        advice = f"known: {', '.join(known)}"
+    else:
+        advice = hint or f"there are {len(known)} known names"
+    return UnknownName(f"unknown {kind} {name!r}: {advice}")

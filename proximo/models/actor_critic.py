@@ -1,0 +1,94 @@
+"""The actor-critic for vectors: a normaliser, two towers, and a head for the action space."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+from proximo.batch import Batch
+from proximo.errors import ConfigError
+from proximo.models.heads import feature_count, head_for
+from proximo.models.normalize import Normalizer
+from proximo.policy import Evaluation
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+
+
+@dataclass(frozen=True)
+class Network:
+    """The shape of the policy's network."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units in each hidden layer, of the actor and of the critic alike."""
+
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """What stands between the layers."""
+
+    normalize_observation: bool = False
+    """Centre and scale observations by running statistics, clipped to ±10; they travel with the policy."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
+            raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"activation is {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
+
+
+def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.Sequential:
+    """A multilayer perceptron; orthogonal weights (gain √2, the last layer's `gain`), zero biases."""
+    layers: list[nn.Module] = []
+    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        last = i == len(sizes) - 2
+        linear = nn.Linear(inputs, outputs)
+        if not linear.weight.is_meta:
+            nn.init.orthogonal_(linear.weight, gain if last else 2**0.5)
+            nn.init.zeros_(linear.bias)
+        layers += [linear] if last else [linear, activation()]
+    return nn.Sequential(*layers)
+
+
+class ActorCritic(nn.Module):
+    """Separate towers for policy and value over one normaliser (Andrychowicz et al. 2021, arXiv:2006.05990)."""
+
+    def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
+        super().__init__()
+        features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
+        self.normalizer = Normalizer(features) if network.normalize_observation else None
+        self.head: Any = head_for(action_space)
+        self.actor = tower((features, *network.hidden, self.head.outputs), activation, gain=0.01)
+        self.critic = tower((features, *network.hidden, 1), activation, gain=1.0)
+
+    @property
+    def device(self) -> torch.device:
+        return self.actor[0].weight.device  # type: ignore[return-value]
+
+    def noise(self, *shape: int) -> Tensor:
+        return self.head.noise(*shape, device=self.device)
+
+    def normalize(self, observation: Tensor) -> Tensor:
+        return observation if self.normalizer is None else self.normalizer(observation)
+
+    @torch.no_grad()
+    def act(self, observation: Tensor, noise: Tensor | None) -> Tensor:
+        distribution = self.head(self.actor(self.normalize(observation)))
+        return distribution.mode() if noise is None else distribution.sample(noise)
+
+    def to_env(self, action: Tensor) -> Any:
+        return self.head.to_env(action.cpu().numpy())
+
+    def value(self, observation: Tensor) -> Tensor:
+        return self.critic(self.normalize(observation)).squeeze(-1)
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        features = self.normalize(batch.observation)
+        distribution = self.head(self.actor(features))
+        return Evaluation(distribution.logp(batch.action), self.critic(features).squeeze(-1), distribution)
+
+    def observe(self, batch: Batch) -> None:
+        if self.normalizer is not None:
+            self.normalizer.observe(batch)

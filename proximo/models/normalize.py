@@ -1,0 +1,83 @@
+"""Running statistics that travel with what uses them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from proximo.batch import Batch
+
+
+class RunningMoments(nn.Module):
+    """Mean and variance of all rows seen, per feature, in float64 (Chan, Golub & LeVeque 1979, parallel update)."""
+
+    mean: Tensor
+    square_sum: Tensor
+    count: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("square_sum", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("count", torch.zeros((), dtype=torch.float64))
+
+    @torch.no_grad()
+    def update(self, rows: Tensor) -> None:
+        """Take in rows [M, features]."""
+        rows = rows.double()
+        if not len(rows):
+            return
+        new_mean = rows.mean(0)
+        total = self.count + len(rows)
+        difference = new_mean - self.mean
+        self.square_sum += (rows - new_mean).square().sum(0) + difference.square() * self.count * len(rows) / total
+        self.mean += difference * len(rows) / total
+        self.count.copy_(total)
+
+    def std(self) -> Tensor:
+        """Standard deviation [features]; 1 before anything was seen."""
+        variance = self.square_sum / self.count.clamp(min=1)
+        return torch.where(self.count > 0, (variance + 1e-8).sqrt(), 1.0)
+
+
+class Normalizer(nn.Module):
+    """Centres and scales observations by all that was learned from, clipped to ±`limit`."""
+
+    def __init__(self, features: int, limit: float = 10.0) -> None:
+        super().__init__()
+        self.moments, self.limit = RunningMoments(features), limit
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """[..., features] -> [..., features]."""
+        scale = self.moments.std().reciprocal().to(observation.dtype)
+        return ((observation - self.moments.mean.to(observation.dtype)) * scale).clamp(-self.limit, self.limit)
+
+    def observe(self, batch: Batch) -> None:
+        self.moments.update(batch.observation[batch.mask])
+
+
+class RewardScale(nn.Module):
+    """Divides rewards by the running deviation of the discounted return; never centres them; clips to ±`limit`.
+
+    Engstrom et al. 2020 (arXiv:2005.12729), "reward scaling": R_t = r_t + γ R_{t−1} within an episode.
+    """
+
+    carry: Tensor
+
+    def __init__(self, gamma: float, lanes: int, limit: float = 10.0) -> None:
+        super().__init__()
+        self.gamma, self.limit, self.moments = gamma, limit, RunningMoments(1)
+        self.register_buffer("carry", torch.zeros(lanes, dtype=torch.float64))
+
+    @torch.no_grad()
+    def forward(self, batch: Batch) -> Batch:
+        """A batch with scaled rewards; its returns, over the live rows, are taken in first."""
+        reward, discounted, carry = batch.reward.double(), [], self.carry
+        for t in range(len(reward)):
+            carried = torch.where(batch.start[t], 0.0, self.gamma * carry) + reward[t]
+            carry = torch.where(batch.mask[t], carried, carry)
+            discounted.append(carry)
+        self.carry.copy_(carry)
+        self.moments.update(torch.stack(discounted)[batch.mask].unsqueeze(-1))
+        scaled = batch.reward / self.moments.std().to(batch.reward.dtype)
+        return batch.replace(reward=scaled.clamp(-self.limit, self.limit))

@@ -1,0 +1,39 @@
+"""Tuned settings, each citing its source. A preset is plain Python: a name, where it fits, and flat settings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+
+from proximo.errors import unknown
+from proximo.presets.control import CONTROL
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Settings for one algorithm on the environments it names."""
+
+    name: str
+    source: str
+    fits: tuple[str, ...]  # beginnings of environment ids
+    settings: dict[str, Any]
+    algo: str = "ppo"
+
+
+PRESETS: dict[str, Preset] = {name: Preset(name, *rest) for name, *rest in CONTROL}
+
+
+def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:
+    """The preset whose environments include this id, else the one for its kind of action."""
+    for preset in PRESETS.values():
+        if preset.algo == algo and env.startswith(preset.fits):
+            return preset
+    return PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
+
+
+def preset_named(name: str) -> Preset:
+    if name not in PRESETS:
+        raise unknown("preset", name, PRESETS)
+    return PRESETS[name]

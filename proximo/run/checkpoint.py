@@ -1,0 +1,186 @@
+"""Checkpoints: safetensors and JSON under a SHA-256 manifest, written aside and renamed. Loading runs no code."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+from torch import Tensor
+
+from proximo.errors import CheckpointError
+
+MODEL, STATE, INFO, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "MANIFEST.json"
+JSON_LIMIT = 16 * 2**20  # bytes; no honest JSON of a run comes near
+TENSOR_LIMIT = 4 * 2**30  # bytes of one safetensors file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One verified checkpoint, in memory."""
+
+    path: Path
+    model: dict[str, Tensor]
+    state: dict[str, Tensor]
+    info: dict[str, Any]
+
+
+def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Any) -> Path:
+    """Write checkpoints/<step>, whole or not at all; CheckpointError if the disk refuses."""
+    files = {
+        MODEL: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.items()}),
+        STATE: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}),
+        INFO: to_json(info),
+    }
+    entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
+    versions = {name: version(name) for name in ("proximo", "torch", "gymnasium")}
+    manifest = {"format": 1, "files": entries, "versions": versions}
+    files[MANIFEST] = to_json({**manifest, "sha256": _digest(manifest)})
+    final, aside = checkpoints / f"{step:012d}", checkpoints / f".writing-{step:012d}"
+    try:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir()
+        for name, data in files.items():
+            write_durably(aside / name, data)
+        sync_folder(aside)
+        _put_in_place(aside, final)
+        sync_folder(checkpoints)
+    except OSError as error:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise CheckpointError(f"could not write {final}: {error}; the checkpoints before it are intact") from error
+    return final
+
+
+def _put_in_place(aside: Path, final: Path) -> None:
+    """Rename; a folder already there (a broken one, or the same step again) steps back only for one that is whole."""
+    if not final.exists():
+        os.rename(aside, final)
+        return
+    old = final.with_name(f".replaced-{final.name}")
+    shutil.rmtree(old, ignore_errors=True)
+    os.rename(final, old)
+    try:
+        os.rename(aside, final)
+    except OSError:
+        os.rename(old, final)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load(path: Path) -> Checkpoint:
+    """Read and verify one checkpoint; CheckpointError names the file that is not what the manifest says."""
+    entries = _entries(path / MANIFEST)
+    data = {name: _verified(path / name, entry) for name, entry in entries.items()}
+    try:
+        model, state = safetensors.torch.load(data[MODEL]), safetensors.torch.load(data[STATE])
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: a tensor file is not safetensors: {error}") from None
+    info = parse_json(data[INFO], path / INFO)
+    if not isinstance(info, dict):
+        raise CheckpointError(f"{path / INFO} does not hold an object")
+    return Checkpoint(path, model, state, info)
+
+
+def latest(run: Path, say: Callable[[str], None]) -> Checkpoint:
+    """The newest checkpoint that verifies; `say` is told of each newer one that does not."""
+    for path in reversed(all_of(run)):
+        try:
+            return load(path)
+        except CheckpointError as error:
+            say(f"skipping a damaged checkpoint: {error}")
+    raise CheckpointError(f"{run} has no checkpoint that can be loaded")
+
+
+def all_of(run: Path) -> list[Path]:
+    """Every checkpoint folder of a run, oldest first."""
+    folder = run / "checkpoints"
+    if not folder.is_dir():
+        return []
+    names = [p for p in folder.iterdir() if len(p.name) == 12 and p.name.isascii() and p.name.isdigit()]
+    return sorted(p for p in names if p.is_dir() and not p.is_symlink())
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What the manifest says of each file; CheckpointError unless every byte of it is as it was written."""
+    text = read_bytes(path, JSON_LIMIT)
+    manifest = parse_json(text, path)
+    entries = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(entries, dict) or set(entries) != {MODEL, STATE, INFO}:
+        raise CheckpointError(f"{path} is no manifest of a checkpoint")
+    said = manifest.pop("sha256", None)
+    if said != _digest(manifest) or text != to_json({**manifest, "sha256": said}):
+        raise CheckpointError(f"{path} does not match its own SHA-256: damaged or changed")
+    return entries
+
+
+def _digest(tree: Any) -> str:
+    return hashlib.sha256(to_json(tree)).hexdigest()
+
+
+def _verified(path: Path, entry: Any) -> bytes:
+    if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
+        raise CheckpointError(f"{path.parent / MANIFEST} says nothing usable of {path.name}")
+    data = read_bytes(path, JSON_LIMIT if path.suffix == ".json" else TENSOR_LIMIT)
+    if len(data) != entry["bytes"]:
+        raise CheckpointError(f"{path} has {len(data)} bytes, its manifest says {entry['bytes']}: truncated or changed")
+    if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
+        raise CheckpointError(f"{path} does not match the SHA-256 in its manifest: damaged or changed")
+    return data
+
+
+def read_bytes(path: Path, limit: int) -> bytes:
+    """A regular file's bytes: no link, no pipe, no device, no more than `limit`."""
+    try:
+        status = path.lstat()
+        if not stat.S_ISREG(status.st_mode):
+            raise CheckpointError(f"{path} is not a regular file")
+        if status.st_size > limit:
+            raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are read")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_json(path: Path) -> Any:
+    return parse_json(read_bytes(path, JSON_LIMIT), path)
+
+
+def parse_json(data: bytes, path: Path) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {str(error)[:200]}") from None
+
+
+def to_json(tree: Any) -> bytes:
+    return (json.dumps(tree, indent=2) + "\n").encode()
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write and fsync."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    try:
+        view = memoryview(data)
+        while view:
+            view = view[os.write(descriptor, view) :]
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,152 @@
+"""What a run is: everything that was asked for or chosen, resolved, checked, and written to config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from proximo.algorithms import algorithm_named
+from proximo.algorithms.checks import check
+from proximo.errors import ConfigError, unknown
+from proximo.models.actor_critic import Network
+
+BackendName = Literal["auto", "sync", "async", "envpool"]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The numbers of a run that are not the algorithm's."""
+
+    steps: int = 100_000
+    """Environment steps to learn from, over all lanes."""
+    envs: int = 8
+    """Lanes: environments stepped together."""
+    seed: int = 0
+    """Every random number follows from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the policy lives; auto takes the GPU only for networks wide enough to gain from it."""
+    backend: BackendName = "auto"
+    """How lanes are stepped; auto takes what is faster for the environment, and says so."""
+    checkpoint_every: int = 100_000
+    """Steps between checkpoints; environments restart there (that is what makes resuming exact)."""
+    eval_every: int = 100_000
+    """Steps between evaluations; 0 evaluates only at the end."""
+    eval_episodes: int = 20
+    """Episodes of an evaluation."""
+    max_episode_steps: int | None = None
+    """Truncate episodes after this many steps (for environments that never end)."""
+    threads: int = 1
+    """Threads torch computes with; small networks lose by a second one."""
+
+    def __post_init__(self) -> None:
+        check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
+        check(self, not_negative=("seed", "eval_every"))
+        if self.max_episode_steps is not None:
+            check(self, at_least_one=("max_episode_steps",))
+
+
+@dataclass(frozen=True)
+class Resolved:
+    """A whole run, resolved: what config.json holds."""
+
+    env: str
+    algo: str
+    preset: str
+    run: RunConfig
+    algorithm: Any
+    network: Network
+    registered: bool = True  # env is an id; False for a maker or a vector environment from Python
+    spaces: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        rollout = self.rollout
+        parts = getattr(self.algorithm, "minibatches", 1)
+        if rollout % parts:
+            near = [n for n in range(1, rollout + 1) if rollout % n == 0 and parts / 2 <= n <= parts * 2]
+            raise ConfigError(
+                f"{parts} minibatches do not divide a batch of {rollout} steps ({self.run.envs} envs × "
+                f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
+            )
+        if rollout // parts < 2:
+            raise ConfigError(f"{parts} minibatches of {rollout} steps leave one step each: at least 2 are needed")
+        if self.run.steps < rollout:
+            raise ConfigError(
+                f"{self.run.steps} steps are fewer than one rollout of {rollout} ({self.run.envs} envs × "
+                f"{self.algorithm.horizon} horizon): raise --steps, or lower --envs or --horizon"
+            )
+
+    @property
+    def rollout(self) -> int:
+        """Rows of one collection."""
+        return self.run.envs * self.algorithm.horizon
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def resolved(
+    env: str, algo: str, preset: str, settings: dict[str, Any], registered: bool = True, spaces: Any = None
+) -> Resolved:
+    """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
+    config = algorithm_named(algo).Config
+    owners = {f.name: owner for owner in (RunConfig, config, Network) for f in dataclasses.fields(owner)}
+    for name in settings:
+        if name not in owners:
+            raise unknown("setting", name, owners)
+    made = {
+        owner: _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
+        for owner in (RunConfig, config, Network)
+    }
+    return Resolved(env, algo, preset, made[RunConfig], made[config], made[Network], registered, spaces or {})
+
+
+def from_json(tree: Any) -> Resolved:
+    """The configuration that `to_json` described; ConfigError for anything else."""
+    if not isinstance(tree, dict):
+        raise ConfigError("config.json must hold an object")
+    names = {f.name: f.type for f in dataclasses.fields(Resolved)}
+    if strange := tree.keys() ^ names.keys():
+        raise ConfigError(f"config.json: {min(strange)!r} is {'missing' if min(strange) in names else 'unknown'}")
+    for name in ("env", "algo", "preset"):
+        if not isinstance(tree[name], str):
+            raise ConfigError(f"config.json: {name} is {tree[name]!r}, not a string")
+    if not isinstance(tree["spaces"], dict) or not isinstance(tree["registered"], bool):
+        raise ConfigError("config.json: spaces must be an object and registered true or false")
+    sections = {"run": RunConfig, "algorithm": algorithm_named(tree["algo"]).Config, "network": Network}
+    return Resolved(**{**tree, **{name: _built(owner, tree[name]) for name, owner in sections.items()}})
+
+
+def _built(owner: type[Any], settings: Any) -> Any:
+    """An instance of a config dataclass from plain values, each checked against its annotation."""
+    if not isinstance(settings, dict):
+        raise ConfigError(f"config.json: expected an object for {owner.__name__}")
+    hints = typing.get_type_hints(owner)
+    values = {}
+    for name, value in settings.items():
+        if name not in hints:
+            raise unknown("setting", str(name), hints)
+        if isinstance(value, list):
+            value = tuple(value)
+        if isinstance(value, int) and not isinstance(value, bool) and hints[name] is float:
+            value = float(value)
+        if not _fits(value, hints[name]):
+            wanted = getattr(hints[name], "__name__", None) or hints[name]
+            raise ConfigError(f"{name} is {value!r}: it must be {wanted}")
+        values[name] = value
+    return owner(**values)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in args
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, arg) for arg in args)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+    if hint is type(None):
+        return value is None
+    return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

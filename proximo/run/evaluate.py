@@ -1,0 +1,83 @@
+"""Evaluation: whole episodes of the policy as it is, in environments of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.errors import EnvFailure, ProximoError
+from proximo.run.agent import Agent
+from proximo.run.seeding import EVALUATION, derived
+
+LONGEST = 100_000  # steps after which an episode is taken to have no end
+
+
+@dataclass(frozen=True)
+class Score:
+    """Returns of whole episodes."""
+
+    returns: list[float]
+    lengths: list[int]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.returns))
+
+    def row(self) -> dict[str, Any]:
+        summary = {"return_mean": self.mean, "return_std": self.std, "length_mean": float(np.mean(self.lengths))}
+        return {**summary, "episodes": len(self.returns), **asdict(self)}
+
+
+def evaluate(agent: Agent, make: Callable[[], gym.Env], episodes: int, seed: int, deterministic: bool = True) -> Score:
+    """Play `episodes` whole episodes, the i-th with a seed derived from (seed, i); no statistic of the agent changes.
+
+    Raises EnvFailure for an environment that raises, or an episode that has no end.
+    """
+    score = Score([], [])
+    for first in range(0, episodes, 32):
+        part = _together(agent, make, range(first, min(first + 32, episodes)), seed, deterministic)
+        score.returns.extend(part.returns)
+        score.lengths.extend(part.lengths)
+    return score
+
+
+def _together(agent: Agent, make: Callable[[], gym.Env], indices: range, seed: int, deterministic: bool) -> Score:
+    """One episode each, in step, so that the policy is asked once for all that are still open."""
+    envs: list[gym.Env] = []
+    try:
+        envs = [make() for _ in indices]
+        observations = [
+            env.reset(seed=derived(seed, EVALUATION, i))[0] for i, env in zip(indices, envs, strict=True)
+        ]
+        returns, lengths, running = [0.0] * len(envs), [0] * len(envs), list(range(len(envs)))
+        while running:
+            actions = agent.act(np.stack([observations[i] for i in running]), deterministic)
+            still: list[int] = []
+            for i, action in zip(running, actions, strict=True):
+                observations[i], reward, terminated, truncated, _ = envs[i].step(action)
+                returns[i] += float(reward)
+                lengths[i] += 1
+                if not (terminated or truncated):
+                    still.append(i)
+            running = still
+            if running and lengths[running[0]] >= LONGEST:
+                raise EnvFailure(
+                    f"an episode has not ended after {LONGEST} steps: give the environment an end with "
+                    "--max-episode-steps N (or gymnasium.wrappers.TimeLimit)"
+                )
+        return Score(returns, lengths)
+    except ProximoError:
+        raise
+    except Exception as error:
+        raise EnvFailure(f"the environment raised {type(error).__name__} while evaluating: {error}") from error
+    finally:
+        for env in envs:
+            env.close()

@@ -1,0 +1,49 @@
+"""Where metrics go: metrics.jsonl, eval.jsonl and TensorBoard events."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from proximo.run.folder import EVALS, METRICS
+
+
+class RunLog:
+    """Appends one object per update and per evaluation; what is written is on its way to the disk at once."""
+
+    def __init__(self, folder: Path, step: int) -> None:
+        # TensorBoard's package takes a second to import; only a run that trains pays for it.
+        from torch.utils.tensorboard.writer import SummaryWriter
+
+        self.metrics_file = (folder / METRICS).open("a", buffering=1)
+        self.evals_file = (folder / EVALS).open("a", buffering=1)
+        self.events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+
+    def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Write an update's metrics; returns them as written (numbers that are not finite become null)."""
+        row = {name: finite(value) for name, value in row.items()}
+        self.metrics_file.write(json.dumps(row) + "\n")
+        for name, value in row.items():
+            if value is not None and name not in ("step", "update"):
+                self.events.add_scalar(f"train/{name}", value, row["step"])
+        return row
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        self.evals_file.write(json.dumps(row) + "\n")
+        for name in ("return_mean", "length_mean"):
+            self.events.add_scalar(f"eval/{name}", row[name], row["step"])
+
+    def close(self) -> None:
+        self.metrics_file.close()
+        self.evals_file.close()
+        self.events.close()
+
+
+def finite(value: Any) -> Any:
+    """A plain number, or None for what JSON cannot say."""
+    if value is None or isinstance(value, int):
+        return value
+    value = float(value)
+    return value if math.isfinite(value) else None

@@ -1,0 +1,124 @@
+"""What a person sees while a run trains: a live panel in a terminal, plain lines elsewhere, nothing if quiet."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.panel import Panel
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from proximo.run.evaluate import Score
+
+SHOWN = (
+    ("return", "return_mean", ".1f"),
+    ("episode length", "length_mean", ".1f"),
+    ("episodes", "episodes", ",d"),
+    ("steps/s", "steps_per_second", ",.0f"),
+    ("policy loss", "policy_loss", ".4f"),
+    ("value loss", "value_loss", ".4f"),
+    ("entropy", "entropy", ".3f"),
+    ("KL", "kl", ".5f"),
+    ("clip fraction", "clip_fraction", ".3f"),
+    ("explained variance", "explained_variance", ".3f"),
+    ("gradient norm", "grad_norm", ".3f"),
+    ("learning rate", "lr", ".2e"),
+)
+
+
+class Reporter(Protocol):
+    """Told of everything that happens in a run."""
+
+    def say(self, text: str) -> None: ...
+    def update(self, metrics: dict[str, Any]) -> None: ...
+    def evaluation(self, score: Score) -> None: ...
+    def close(self) -> None: ...
+
+
+class Silent:
+    """Says nothing."""
+
+    def say(self, text: str) -> None: ...
+    def update(self, metrics: dict[str, Any]) -> None: ...
+    def evaluation(self, score: Score) -> None: ...
+    def close(self) -> None: ...
+
+
+class Lines:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, console: Console, total: int, every: float = 10.0) -> None:
+        self.console, self.total, self.every, self.last = console, total, every, time.monotonic()
+
+    def say(self, text: str) -> None:
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    def update(self, metrics: dict[str, Any]) -> None:
+        if time.monotonic() - self.last < self.every:
+            return
+        self.last = time.monotonic()
+        shown = ("return", "steps/s", "policy loss", "value loss", "KL")
+        parts = [f"{label} {shown_number(metrics, key, spec)}" for label, key, spec in SHOWN if label in shown]
+        self.say(f"{metrics['step']:,} of {self.total:,} steps | {' | '.join(parts)}")
+
+    def evaluation(self, score: Score) -> None:
+        self.say(f"evaluation: {score.mean:.1f} ± {score.std:.1f} over {len(score.returns)} episodes")
+
+    def close(self) -> None: ...
+
+
+class LivePanel:
+    """A progress bar with the time left over a table of the last update's metrics."""
+
+    def __init__(self, console: Console, title: str, total: int, step: int) -> None:
+        self.title, self.metrics, self.score = title, dict[str, Any](), "–"
+        self.bar = Progress(
+            TextColumn("[bold]{task.percentage:>3.0f}%"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("steps ·"),
+            TimeElapsedColumn(),
+            TextColumn("gone,"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        self.task = self.bar.add_task("", total=total, completed=step)
+        self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
+        self.live.start()
+
+    def render(self) -> Panel:
+        table = Table.grid(padding=(0, 3), expand=True)
+        cells = [f"[dim]{label}[/] {shown_number(self.metrics, key, spec)}" for label, key, spec in SHOWN]
+        cells.append(f"[dim]evaluation[/] {self.score}")
+        for i in range(0, len(cells), 3):
+            table.add_row(*cells[i : i + 3])
+        return Panel(Group(self.bar, table), title=self.title, title_align="left")
+
+    def say(self, text: str) -> None:
+        self.live.console.print(text, highlight=False, markup=False)
+
+    def update(self, metrics: dict[str, Any]) -> None:
+        self.metrics = metrics
+        self.bar.update(self.task, completed=metrics["step"])
+
+    def evaluation(self, score: Score) -> None:
+        self.score = f"{score.mean:.1f} ± {score.std:.1f}"
+
+    def close(self) -> None:
+        self.live.stop()
+
+
+def reporter_for(quiet: bool, title: str, total: int, step: int) -> Reporter:
+    """The panel in a terminal, lines elsewhere; nothing if quiet."""
+    if quiet:
+        return Silent()
+    console = Console(stderr=True)
+    return LivePanel(console, title, total, step) if console.is_terminal else Lines(console, total)
+
+
+def shown_number(metrics: dict[str, Any], key: str, spec: str) -> str:
+    value = metrics.get(key)
+    return "–" if value is None else format(value, spec)

@@ -1,0 +1,75 @@
+"""Learning curves: one line a setting, a band where it was run with several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from proximo.errors import RunFolderError
+from proximo.run.folder import CONFIG, EVALS, METRICS, read_config, read_rows
+
+Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
+
+
+def plot_runs(folders: Sequence[Path], out: Path) -> None:
+    """Draw the training returns of runs against steps; runs that differ only in their seed share a line and a band.
+
+    The line is the mean over seeds, the band their smallest and largest; points are evaluations.
+    """
+    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    environments: set[str] = set()
+    for group in groups(folders).values():
+        curves = [curve_of(folder, METRICS) for folder in group]
+        curves = [curve for curve in curves if len(curve[0])]
+        if not curves:
+            continue
+        config = read_config(group[0])
+        environments.add(config.env)
+        seeds = f"{len(group)} seeds" if len(group) > 1 else f"seed {config.run.seed}"
+        steps, low, mean, high = band(curves)
+        line = axes.plot(steps, mean, label=f"{config.env} · {config.algo} · {config.preset} · {seeds}")[0]
+        if len(curves) > 1:
+            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        for folder in group:
+            axes.plot(*curve_of(folder, EVALS), "o", color=line.get_color(), markersize=4)
+    if not environments:
+        raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
+    axes.set(xlabel="environment steps", ylabel="return (mean of the last 100 episodes)")
+    axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations)", fontsize=10)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
+    axes.grid(alpha=0.3)
+    axes.legend(loc="best", fontsize=8)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out)
+
+
+def groups(folders: Sequence[Path]) -> dict[str, list[Path]]:
+    """Runs of one setting together: the same configuration but for the seed."""
+    grouped: dict[str, list[Path]] = defaultdict(list)
+    for folder in folders:
+        setting = read_config(folder).to_json()
+        setting["run"].pop("seed")
+        grouped[json.dumps(setting, sort_keys=True)].append(folder)
+    return grouped
+
+
+def curve_of(folder: Path, name: str) -> Curve:
+    """Steps and mean returns, where there were any."""
+    if not (folder / CONFIG).exists():
+        raise RunFolderError(f"{folder} is not a run: it has no {CONFIG}")
+    rows = [row for row in read_rows(folder / name) if row["return_mean"] is not None]
+    return np.array([row["step"] for row in rows]), np.array([row["return_mean"] for row in rows], float)
+
+
+def band(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Steps common to all, and the smallest, mean and largest return there (straight lines between points)."""
+    first, last = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
+    steps = np.linspace(first, last, 400) if len(curves) > 1 and last > first else curves[0][0]
+    values = np.stack([np.interp(steps, *curve) for curve in curves])
+    return steps, values.min(0), values.mean(0), values.max(0)

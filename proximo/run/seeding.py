@@ -1,0 +1,36 @@
+"""Every random number of a run is a function of (seed, where in the run it is drawn): resuming has nothing to restore."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+UPDATES, LANES, EVALUATION = range(3)  # independent streams
+
+
+def derived(seed: int, stream: int, position: int) -> int:
+    """A 31-bit seed, independent for each (seed, stream, position)."""
+    return int(np.random.SeedSequence([seed, stream, position]).generate_state(1)[0]) >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed torch (every device), NumPy and Python, so that also a user's environment or module draws the same."""
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+@contextmanager
+def borrowed_generators() -> Iterator[None]:
+    """Leave the caller's global generators as they were."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

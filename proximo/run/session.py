@@ -1,0 +1,210 @@
+"""The public verbs: train, resume, load. Each puts the parts of a run together and hands them to the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+
+from proximo.algorithms import algorithm_named
+from proximo.errors import CheckpointError, ConfigError, RunFolderError
+from proximo.models.actor_critic import ActorCritic
+from proximo.presets import preset_for, preset_named
+from proximo.run import checkpoint, folder
+from proximo.run.agent import Agent
+from proximo.run.config import Resolved, resolved
+from proximo.run.log import RunLog
+from proximo.run.loop import Run, fit, learn, load, save
+from proximo.run.panel import reporter_for
+from proximo.run.plot import plot_runs
+from proximo.run.seeding import borrowed_generators, seed_all
+from proximo.run.spaces import space_from_json, space_to_json
+from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
+from proximo.sources.envs import EnvSource
+from proximo.state import restore, live_tensors
+
+WIDE = 512  # units from which a layer gains by a GPU
+LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
+
+
+def train(
+    env: EnvLike,
+    algo: str = "ppo",
+    steps: int | None = None,
+    *,
+    preset: str = "auto",
+    out: str | Path | None = None,
+    quiet: bool = False,
+    **settings: Any,
+) -> Run:
+    """Train an agent, from nothing to a run's folder.
+
+    `env` is a Gymnasium id, a callable that makes an environment, or a vector environment. `settings` are the fields
+    of RunConfig, of the algorithm's Config and of Network, by name; they stand over the preset's, which stand over
+    the defaults. Raises a ProximoError, in one line, for what cannot work.
+    """
+    algorithm_named(algo)
+    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+    if isinstance(env, gym.vector.VectorEnv):
+        settings.setdefault("envs", env.num_envs)
+        if settings["envs"] != env.num_envs:
+            raise ConfigError(f"envs is {settings['envs']}, but the vector environment has {env.num_envs} lanes")
+        probe, settings["backend"] = env.single_action_space, "auto"
+    else:
+        one = single(env)()
+        probe = one.action_space
+        one.close()
+    chosen = preset_for(name, probe, algo) if preset == "auto" else preset_named(preset)
+    if steps is not None:
+        settings["steps"] = steps
+    config = resolved(name, algo, chosen.name, {**chosen.settings, **settings}, isinstance(env, str))
+    why = "fits the environment" if preset == "auto" else "as asked"
+    return begin(env, config, out, quiet, [f"preset {chosen.name} ({why}): {chosen.source}"])
+
+
+def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
+    """Build a run from a resolved configuration, in a new folder, and train it."""
+    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
+    device, reason = choose_device(config)
+    spaces = {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
+    backend = "auto" if lanes.backend == "yours" else lanes.backend
+    run_config: Any = replace(config.run, device=device, backend=backend)
+    config = replace(config, run=run_config, spaces=spaces)
+    notes += [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}"]
+    with threads(config.run.threads), borrowed_generators():
+        seed_all(config.run.seed)
+        run = build(env, config, lanes)
+        run.folder = folder.new_folder(out, config)
+        save(run)
+        return drive(run, quiet, notes)
+
+
+def resume(
+    path: str | Path, env: EnvLike | None = None, steps: int | None = None, quiet: bool = False
+) -> Run:
+    """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
+
+    `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
+    run to that many in all; its schedules then see the new length.
+    """
+    path = Path(path)
+    config = folder.read_config(path)
+    env = environment_of(config, env)
+    if steps is not None:
+        config = replace(config, run=replace(config.run, steps=steps))
+    notes: list[str] = []
+    saved = checkpoint.latest(path, notes.append)
+    fit(config, saved)
+    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
+    found = {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
+    if found != config.spaces:
+        raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
+    with threads(config.run.threads), borrowed_generators():
+        run = build(env, config, lanes)
+        run.folder = path
+        load(run, saved)
+        if run.finished:
+            advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
+            raise RunFolderError(f"{path} is complete: {run.step:,} of {config.run.steps:,} steps are done; {advice}")
+        folder.write_config(path, config)
+        folder.rewind(path, run.step)
+        notes.append(f"resuming {path} at step {run.step:,}")
+        return drive(run, quiet, notes)
+
+
+def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Agent:
+    """The agent of a run's newest good checkpoint (or of one checkpoint's folder), without its environment.
+
+    No code from the folder is run. Raises RunFolderError or CheckpointError, in bounded time and memory.
+    """
+    path = Path(path)
+    at_checkpoint = (path / checkpoint.MANIFEST).exists()
+    config = folder.read_config(path.parent.parent if at_checkpoint else path)
+    saved = checkpoint.load(path) if at_checkpoint else checkpoint.latest(path, say)
+    fit(config, saved)
+    agent = agent_of(config, "cpu")
+    restore(live_tensors(policy=agent.policy), {f"policy.{k}": v for k, v in saved.model.items()}, f"{saved.path}: model")
+    return agent
+
+
+def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
+    """Train to the end, drawing the curve and closing everything whatever happens."""
+    title = f"{run.config.algo} · {run.config.env} · {run.folder}"
+    log, reporter = RunLog(run.folder, run.step), reporter_for(quiet, title, run.config.run.steps, run.step)
+    try:
+        for note in notes:
+            reporter.say(note)
+        learn(run, log, reporter)
+    finally:
+        log.close()
+        run.source.close()
+        reporter.close()
+        if run.update:
+            plot_runs([run.folder], run.folder / folder.CURVE)
+    return run
+
+
+def build(env: EnvLike, config: Resolved, lanes: Lanes) -> Run:
+    """The parts of a run, from its configuration; the policy's first weights come from torch's global generator."""
+    agent = agent_of(config, config.run.device)
+    algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm, config.run.envs)
+    source = EnvSource(lanes.make, config.algorithm.horizon)
+    make_one = None if isinstance(env, gym.vector.VectorEnv) else single(env, config.run.max_episode_steps)
+    return Run(Path(), config, agent, agent.policy, algorithm, source, make_one)
+
+
+def agent_of(config: Resolved, device: str) -> Agent:
+    """A new agent for the configuration's spaces; its size is checked before any memory is taken."""
+    spaces = {name: space_from_json(config.spaces.get(name)) for name in ("observation", "action")}
+    try:
+        with torch.device("meta"):
+            outline = ActorCritic(spaces["observation"], spaces["action"], config.network)
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        raise ConfigError(f"the network cannot be built: {str(error).splitlines()[0]}") from None
+    size = sum(p.numel() for p in outline.parameters())
+    if size > LARGEST:
+        raise ConfigError(f"the network would have {size:,} parameters; at most {LARGEST:,} are built")
+    policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
+    return Agent(policy, spaces["observation"], spaces["action"])
+
+
+def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:
+    """The environment to go on with; a folder alone is never allowed to name a module to import."""
+    if env is not None:
+        name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+        if isinstance(env, str) and name != config.env:
+            raise CheckpointError(f"this run was trained on {config.env}, not on {name}")
+        return env
+    if not config.registered:
+        raise RunFolderError(f"this run's environment {config.env} was made in Python: pass it again as env=…")
+    if ":" in config.env:
+        raise RunFolderError(f"{config.env} would import a module that this folder names: pass it yourself as env")
+    return config.env
+
+
+def choose_device(config: Resolved) -> tuple[str, str]:
+    """The device and why; ConfigError where a GPU was asked for and there is none."""
+    asked, there = config.run.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
+    if asked != "auto":
+        return asked, "as asked"
+    if there and max(config.network.hidden, default=0) >= WIDE:
+        return "cuda", f"a layer of {max(config.network.hidden)} units gains by it"
+    return "cpu", "a small network is faster there" if there else "torch finds no GPU"
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

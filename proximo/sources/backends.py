@@ -1,0 +1,236 @@
+"""From an environment's name (or maker, or vector environment) to lanes: Gymnasium in process or in workers, EnvPool."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import multiprocessing
+import random
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.errors import ConfigError, EnvFailure, MissingExtra, unknown
+from proximo.sources.checked import Checked
+from proximo.sources.envs import MakeEnvs
+
+MakeEnv = Callable[[], gym.Env]
+EnvLike = str | MakeEnv | gym.vector.VectorEnv
+
+BACKENDS = {
+    "sync": "in this process: Gymnasium's own vector environment where it has one, else one lane after the other",
+    "async": "one worker process a lane, observations in shared memory",
+    "envpool": "EnvPool's C++ threads, for the ids it has",
+}
+EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "pygame": "classic", "ale_py": "atari"}
+SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
+FEW_LANES = 4  # below this EnvPool's wake-ups cost more than its threads save (docs/architecture.md has the figures)
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How to build the lanes of one run, and why this way."""
+
+    make: MakeEnvs
+    observation_space: gym.Space
+    action_space: gym.Space
+    backend: str
+    reason: str
+
+
+def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps: int | None = None) -> Lanes:
+    """Choose a backend and check the environment. Raises a ProximoError that says what to do."""
+    if isinstance(env, gym.vector.VectorEnv):
+        spaces = env.single_observation_space, env.single_action_space
+        return Lanes(lambda seed: Borrowed(env), *spaces, "yours", "the vector environment that was passed")
+    if backend not in ("auto", *BACKENDS):
+        raise unknown("backend", backend, ("auto", *BACKENDS))
+    if backend == "envpool":
+        require_envpool(env)
+    make_one = single(env, max_episode_steps)
+    one = make_one()
+    try:
+        spaces = one.observation_space, one.action_space
+        chosen, reason = (backend, "as asked") if backend != "auto" else choose(env, one, lanes, max_episode_steps)
+    finally:
+        one.close()
+    if chosen == "envpool":
+        make: MakeEnvs = lambda seed: EnvPoolLanes(str(env), lanes, seed, max_episode_steps)  # noqa: E731
+    elif chosen == "async":
+        make = lambda seed: gym.vector.AsyncVectorEnv([worker(make_one, seed + i) for i in range(lanes)])  # noqa: E731
+    elif isinstance(env, str) and has_own_vector(env):
+        extra = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **extra)  # noqa: E731
+    else:
+        make = lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)  # noqa: E731
+    return Lanes(quietly(make), *spaces, chosen, reason)
+
+
+def choose(env: EnvLike, one: gym.Env, lanes: int, max_episode_steps: int | None) -> tuple[str, str]:
+    """The backend that is faster here, and why.
+
+    EnvPool by rule alone, since its episodes differ from Gymnasium's; sync or async by the measured cost of a step,
+    which cannot change a result, since both give the same numbers.
+    """
+    if isinstance(env, str) and has_own_vector(env):
+        return "sync", "Gymnasium steps all lanes of it in one call"
+    if isinstance(env, str) and lanes >= FEW_LANES and envpool_serves(env, one, max_episode_steps):
+        return "envpool", f"its threads step {lanes} lanes faster than Python does"
+    seconds = step_seconds(one)
+    if lanes > 1 and seconds > SLOW_STEP:
+        return "async", f"a step takes {seconds * 1e3:.1f} ms, worth a process a lane"
+    return "sync", f"a step takes {seconds * 1e6:.0f} µs, less than a message to another process is worth"
+
+
+def step_seconds(one: gym.Env, budget: float = 0.1) -> float:
+    """Median seconds of a step of one environment under random actions."""
+    one.reset(seed=0)
+    one.action_space.seed(0)
+    seen: list[float] = []
+    while len(seen) < 3 or (len(seen) < 50 and sum(seen) < budget):
+        begin = time.perf_counter()
+        *_, terminated, truncated, _ = one.step(one.action_space.sample())
+        seen.append(time.perf_counter() - begin)
+        if terminated or truncated:
+            one.reset()
+    return float(np.median(seen))
+
+
+def single(env: str | MakeEnv, max_episode_steps: int | None = None, **kwargs: Any) -> MakeEnv:
+    """A function that makes one checked environment from an id or a maker."""
+
+    def make_one() -> gym.Env:
+        if isinstance(env, str):
+            made = make_registered(env, **kwargs)
+        else:
+            try:
+                made = env(**kwargs)
+            except Exception as error:
+                raise EnvFailure(f"making the environment raised {type(error).__name__}: {error}") from error
+            if not isinstance(made, gym.Env):
+                raise ConfigError(f"the maker returned a {type(made).__name__}, not a gymnasium.Env")
+        checked = Checked(made)
+        return checked if max_episode_steps is None else gym.wrappers.TimeLimit(checked, max_episode_steps)
+
+    return make_one
+
+
+def make_registered(name: str, **kwargs: Any) -> gym.Env:
+    """gymnasium.make without its own checker (ours stands in), with errors that say what to install or correct."""
+    try:
+        return gym.make(name, disable_env_checker=True, **kwargs)
+    except gym.error.DependencyNotInstalled as error:
+        extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
+        advice = f'pip install "proximo[{extra}]"' if extra else str(error)
+        raise MissingExtra(f"{name} needs a package that is not installed: {advice}") from None
+    except ModuleNotFoundError as error:
+        raise MissingExtra(f"{name} needs the module {error.name!r}, which is not installed") from None
+    except gym.error.UnregisteredEnv as error:
+        if name.partition(":")[2]:
+            raise ConfigError(f"{name}: {error}") from None
+        raise unknown("environment", name, gym.registry, "`proximo list` shows them") from None
+    except gym.error.Error as error:
+        raise ConfigError(f"{name}: {error}") from None
+
+
+def worker(make_one: MakeEnv, seed: int) -> MakeEnv:
+    """A maker for a worker process: deaf to Ctrl-C, which is the parent's to handle, and seeded to the last corner."""
+
+    def make() -> gym.Env:
+        if multiprocessing.parent_process() is not None:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            random.seed(seed)
+            np.random.seed(seed % 2**32)
+        return make_one()
+
+    return make
+
+
+def quietly(make: MakeEnvs) -> MakeEnvs:
+    """Gymnasium and EnvPool warn about things that are handled here."""
+
+    def made(seed: int) -> gym.vector.VectorEnv:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make(seed)
+
+    return made
+
+
+def has_own_vector(name: str) -> bool:
+    spec = gym.registry.get(name)
+    return spec is not None and spec.vector_entry_point is not None and not spec.additional_wrappers
+
+
+def require_envpool(env: str | MakeEnv) -> None:
+    if importlib.util.find_spec("envpool") is None:
+        raise MissingExtra('the envpool backend is not installed: pip install "proximo[envpool]"')
+    if not isinstance(env, str):
+        raise ConfigError("EnvPool has only environments of its own: give an id, or use the sync or async backend")
+    if env not in envpool_ids():
+        raise unknown("EnvPool environment", env, envpool_ids(), "use the sync or async backend")
+
+
+def envpool_ids() -> list[str]:
+    """Every id EnvPool has; none where it is not installed."""
+    if importlib.util.find_spec("envpool") is None:
+        return []
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        import envpool
+
+        return list(envpool.list_all_envs())
+
+
+def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bool:
+    """Whether EnvPool has this id with the spaces that Gymnasium's has."""
+    if name not in envpool_ids():
+        return False
+    lanes = EnvPoolLanes(name, 1, 0, max_episode_steps)
+    mine, theirs = (one.observation_space, one.action_space), (lanes.single_observation_space, lanes.single_action_space)
+    lanes.close()
+    return all(type(a) is type(b) and a.shape == b.shape for a, b in zip(mine, theirs, strict=True)) and (
+        not isinstance(one.action_space, gym.spaces.Discrete) or one.action_space == theirs[1]
+    )
+
+
+class Borrowed(gym.vector.VectorWrapper):
+    """A vector environment that the caller made, and will close."""
+
+    def close(self, **kwargs: Any) -> None:
+        pass
+
+
+class EnvPoolLanes(gym.vector.VectorEnv):
+    """EnvPool under Gymnasium's vector interface. Its autoreset is NEXT_STEP; its seed is given when it is made."""
+
+    def __init__(self, name: str, lanes: int, seed: int, max_episode_steps: int | None = None) -> None:
+        import envpool
+
+        extra = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            self.pool: Any = envpool.make(
+                name, env_type="gymnasium", num_envs=lanes, num_threads=min(lanes, 2), seed=seed % (2**31 - lanes), **extra
+            )
+        self.num_envs = lanes
+        self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+        self.single_observation_space, self.single_action_space = self.pool.observation_space, self.pool.action_space
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, lanes)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, lanes)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.pool.reset()
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        return self.pool.step(actions)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.pool.close()

@@ -1,0 +1,58 @@
+"""A wrapper that holds one environment to the interface it promised."""
+
+from __future__ import annotations
+
+import numbers
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.errors import EnvFailure
+
+
+class Checked(gym.Wrapper):
+    """Raises EnvFailure, in one line, for what would otherwise fail far from its cause.
+
+    An observation must be an array of its space's shape, and of a dtype that the space's can hold (float64 for a
+    float32 space will do; object or float for integers will not); a reward one number; the ends booleans.
+    """
+
+    def __init__(self, env: gym.Env) -> None:
+        super().__init__(env)
+        self._shape, self._dtype = env.observation_space.shape, env.observation_space.dtype
+        self._good_dtypes = {self._dtype}
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        made = self.env.reset(seed=seed, options=options)
+        if not isinstance(made, tuple) or len(made) != 2:
+            raise EnvFailure("the environment's reset() must return (observation, info)")
+        self._check(made[0], "reset")
+        return made
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        made = self.env.step(action)
+        if not isinstance(made, tuple) or len(made) != 5:
+            raise EnvFailure("the environment's step() must return (observation, reward, terminated, truncated, info)")
+        observation, reward, terminated, truncated, _ = made
+        self._check(observation, "step")
+        if not isinstance(reward, numbers.Real) and np.shape(reward) != ():
+            raise EnvFailure(f"the environment's step() returned a reward of shape {np.shape(reward)}, not one number")
+        for name, flag in (("terminated", terminated), ("truncated", truncated)):
+            if not isinstance(flag, bool | np.bool_ | int):
+                raise EnvFailure(f"the environment's step() returned {name} = {flag!r}, not a bool")
+        return made
+
+    def _check(self, observation: Any, what: str) -> None:
+        if self._shape is None or self._dtype is None:
+            return  # a composite space: refused, or checked, where its leaves are known
+        shape, dtype = getattr(observation, "shape", None), getattr(observation, "dtype", None)
+        if shape != self._shape:
+            got = f"shape {shape}" if shape is not None else f"a {type(observation).__name__}"
+            raise EnvFailure(f"the environment's {what}() returned an observation of {got}; its space says {self._shape}")
+        if dtype not in self._good_dtypes:
+            if dtype is None or not np.can_cast(dtype, self._dtype, "same_kind"):
+                raise EnvFailure(
+                    f"the environment's {what}() returned an observation of dtype {dtype}; its space says {self._dtype}"
+                )
+            self._good_dtypes.add(dtype)

@@ -1,0 +1,46 @@
+"""Returns and lengths of finished episodes."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+WINDOW = 100  # episodes that a reported mean looks back on
+
+
+class Episodes:
+    """Counts the episodes that end, and remembers the last 100 of them."""
+
+    def __init__(self) -> None:
+        self.returns = torch.zeros(WINDOW, dtype=torch.float64)
+        self.lengths = torch.zeros(WINDOW, dtype=torch.int64)
+        self.count = torch.zeros((), dtype=torch.int64)
+        self.restart(0)
+
+    def restart(self, lanes: int) -> None:
+        """Forget the open episodes."""
+        self.open_return, self.open_length = np.zeros(lanes), np.zeros(lanes, int)
+
+    def add(self, reward: np.ndarray, mask: np.ndarray, ended: np.ndarray) -> None:
+        """Take in rewards, live rows and ends, [T, N] each."""
+        for t in range(len(reward)):
+            self.open_return += reward[t]
+            self.open_length += mask[t]
+            for lane in np.flatnonzero(ended[t]):
+                place = int(self.count) % WINDOW
+                self.returns[place] = float(self.open_return[lane])
+                self.lengths[place] = int(self.open_length[lane])
+                self.count += 1
+                self.open_return[lane] = self.open_length[lane] = 0
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """episodes so far; return_mean and length_mean of the last 100, None before the first."""
+        count = int(self.count)
+        seen = slice(0, min(count, WINDOW))
+        returns = float(self.returns[seen].mean()) if count else None
+        lengths = float(self.lengths[seen].double().mean()) if count else None
+        return {"episodes": count, "return_mean": returns, "length_mean": lengths}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {"returns": self.returns, "lengths": self.lengths, "count": self.count}

@@ -1,0 +1,43 @@
+"""Everything that changes while training, as live tensors by name: saving reads them, restoring writes into them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proximo.errors import CheckpointError
+
+
+def live_tensors(**components: Any) -> dict[str, Tensor]:
+    """{"component.name": tensor} of modules, of objects with `state_tensors()`, and of bare tensors; None has none."""
+    found: dict[str, Tensor] = {}
+    for prefix, component in components.items():
+        if component is None:
+            continue
+        if isinstance(component, Tensor):
+            found[prefix] = component
+            continue
+        own = component.state_dict(keep_vars=True) if isinstance(component, torch.nn.Module) else None
+        for name, tensor in (component.state_tensors() if own is None else own).items():
+            found[f"{prefix}.{name}"] = tensor
+    return found
+
+
+@torch.no_grad()
+def restore(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str) -> None:
+    """Write saved tensors into live ones; CheckpointError, with nothing written, unless all of them fit."""
+    if missing := live.keys() ^ saved.keys():
+        name = min(missing)
+        raise CheckpointError(f"{where}: tensor {name!r} is {'missing' if name in live else 'not known'}")
+    for name, tensor in live.items():
+        other = saved[name]
+        if tensor.shape != other.shape or tensor.dtype != other.dtype:
+            wanted, got = f"{tensor.dtype} {list(tensor.shape)}", f"{other.dtype} {list(other.shape)}"
+            raise CheckpointError(f"{where}: tensor {name!r} is {got}, but this run needs {wanted}")
+        if other.is_floating_point() and not other.isfinite().all():
+            raise CheckpointError(f"{where}: tensor {name!r} holds NaN or infinity")
+    for name, tensor in live.items():
+        tensor.copy_(saved[name])
