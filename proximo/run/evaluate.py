@@ -54,9 +54,7 @@ def _together(agent: Agent, make: Callable[[], gym.Env], indices: range, seed: i
     envs: list[gym.Env] = []
     try:
         envs = [make() for _ in indices]
-        observations = [
-            env.reset(seed=derived(seed, EVALUATION, i))[0] for i, env in zip(indices, envs, strict=True)
-        ]
+        observations = [env.reset(seed=derived(seed, EVALUATION, i))[0] for i, env in zip(indices, envs, strict=True)]
         returns, lengths, running = [0.0] * len(envs), [0] * len(envs), list(range(len(envs)))
         while running:
             actions = agent.act(np.stack([observations[i] for i in running]), deterministic)

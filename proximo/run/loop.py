@@ -138,4 +138,6 @@ def fit(config: Resolved, saved: checkpoint.Checkpoint) -> None:
     """CheckpointError for a checkpoint of another environment or algorithm."""
     for name, wanted in (("env", config.env), ("algo", config.algo), ("spaces", config.spaces)):
         if saved.info.get(name) != wanted:
-            raise CheckpointError(f"{saved.path} is a checkpoint of another {name}: {saved.info.get(name)}, not {wanted}")
+            raise CheckpointError(
+                f"{saved.path} is a checkpoint of another {name}: {saved.info.get(name)}, not {wanted}"
+            )

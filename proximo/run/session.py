@@ -18,6 +18,7 @@ from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved, resolved
+from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
 from proximo.run.loop import Run, fit, learn, load, save
 from proximo.run.panel import reporter_for
@@ -26,7 +27,7 @@ from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
 from proximo.sources.envs import EnvSource
-from proximo.state import restore, live_tensors
+from proximo.state import live_tensors, restore
 
 WIDE = 512  # units from which a layer gains by a GPU
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -48,23 +49,33 @@ def train(
     of RunConfig, of the algorithm's Config and of Network, by name; they stand over the preset's, which stand over
     the defaults. Raises a ProximoError, in one line, for what cannot work.
     """
-    algorithm_named(algo)
-    name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
-    if isinstance(env, gym.vector.VectorEnv):
-        settings.setdefault("envs", env.num_envs)
-        if settings["envs"] != env.num_envs:
-            raise ConfigError(f"envs is {settings['envs']}, but the vector environment has {env.num_envs} lanes")
-        probe, settings["backend"] = env.single_action_space, "auto"
-    else:
-        one = single(env)()
-        probe = one.action_space
-        one.close()
-    chosen = preset_for(name, probe, algo) if preset == "auto" else preset_named(preset)
     if steps is not None:
         settings["steps"] = steps
-    config = resolved(name, algo, chosen.name, {**chosen.settings, **settings}, isinstance(env, str))
+    if isinstance(env, gym.vector.VectorEnv) and settings.setdefault("envs", env.num_envs) != env.num_envs:
+        raise ConfigError(f"envs is {settings['envs']}, but the vector environment has {env.num_envs} lanes")
+    config, notes = preset_config(env, algo, preset, settings)
+    return begin(env, config, out, quiet, notes)
+
+
+def preset_config(
+    env: EnvLike, algo: str, preset: str, settings: dict[str, Any] | None = None
+) -> tuple[Resolved, list[str]]:
+    """The configuration of a preset with settings over it, and a note that says which it is and why."""
+    algorithm_named(algo)
+    if isinstance(env, gym.vector.VectorEnv):
+        action_space = env.single_action_space
+    else:
+        one = single(env)()
+        action_space = one.action_space
+        one.close()
+    chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
+    config = resolved(name_of(env), algo, chosen.name, {**chosen.settings, **(settings or {})}, isinstance(env, str))
     why = "fits the environment" if preset == "auto" else "as asked"
-    return begin(env, config, out, quiet, [f"preset {chosen.name} ({why}): {chosen.source}"])
+    return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
+
+
+def name_of(env: EnvLike) -> str:
+    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
 
 def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
@@ -84,9 +95,7 @@ def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, n
         return drive(run, quiet, notes)
 
 
-def resume(
-    path: str | Path, env: EnvLike | None = None, steps: int | None = None, quiet: bool = False
-) -> Run:
+def resume(path: str | Path, env: EnvLike | None = None, steps: int | None = None, quiet: bool = False) -> Run:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
@@ -123,13 +132,36 @@ def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None)
     No code from the folder is run. Raises RunFolderError or CheckpointError, in bounded time and memory.
     """
     path = Path(path)
-    at_checkpoint = (path / checkpoint.MANIFEST).exists()
-    config = folder.read_config(path.parent.parent if at_checkpoint else path)
-    saved = checkpoint.load(path) if at_checkpoint else checkpoint.latest(path, say)
+    config = folder.read_config(run_of(path))
+    saved = checkpoint.latest(path, say) if run_of(path) == path else checkpoint.load(path)
     fit(config, saved)
     agent = agent_of(config, "cpu")
-    restore(live_tensors(policy=agent.policy), {f"policy.{k}": v for k, v in saved.model.items()}, f"{saved.path}: model")
+    restore(
+        live_tensors(policy=agent.policy), {f"policy.{k}": v for k, v in saved.model.items()}, f"{saved.path}: model"
+    )
     return agent
+
+
+def opened(path: Path, env: EnvLike | None, say: Callable[[str], None]) -> tuple[Agent, EnvLike, int]:
+    """The agent of a run, the environment it was trained on, and the run's seed."""
+    agent = load_agent(path, say)
+    config = folder.read_config(run_of(path))
+    return agent, environment_of(config, env), config.run.seed
+
+
+def evaluate_run(path: Path, episodes: int, env: EnvLike | None, say: Callable[[str], None]) -> Score:
+    """Play whole episodes with a run's newest good checkpoint."""
+    if episodes < 1:
+        raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
+    agent, env, seed = opened(path, env, say)
+    if isinstance(env, gym.vector.VectorEnv):
+        raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
+    return evaluate(agent, single(env, folder.read_config(run_of(path)).run.max_episode_steps), episodes, seed)
+
+
+def run_of(path: Path) -> Path:
+    """The run's folder, given it or one of its checkpoints."""
+    return path.parent.parent if (path / checkpoint.MANIFEST).exists() else path
 
 
 def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
@@ -176,9 +208,8 @@ def agent_of(config: Resolved, device: str) -> Agent:
 def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:
     """The environment to go on with; a folder alone is never allowed to name a module to import."""
     if env is not None:
-        name = env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
-        if isinstance(env, str) and name != config.env:
-            raise CheckpointError(f"this run was trained on {config.env}, not on {name}")
+        if isinstance(env, str) and env != config.env:
+            raise CheckpointError(f"this run was trained on {config.env}, not on {env}")
         return env
     if not config.registered:
         raise RunFolderError(f"this run's environment {config.env} was made in Python: pass it again as env=…")

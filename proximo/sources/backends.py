@@ -194,7 +194,10 @@ def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bo
     if name not in envpool_ids():
         return False
     lanes = EnvPoolLanes(name, 1, 0, max_episode_steps)
-    mine, theirs = (one.observation_space, one.action_space), (lanes.single_observation_space, lanes.single_action_space)
+    mine, theirs = (
+        (one.observation_space, one.action_space),
+        (lanes.single_observation_space, lanes.single_action_space),
+    )
     lanes.close()
     return all(type(a) is type(b) and a.shape == b.shape for a, b in zip(mine, theirs, strict=True)) and (
         not isinstance(one.action_space, gym.spaces.Discrete) or one.action_space == theirs[1]
@@ -218,7 +221,12 @@ class EnvPoolLanes(gym.vector.VectorEnv):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             self.pool: Any = envpool.make(
-                name, env_type="gymnasium", num_envs=lanes, num_threads=min(lanes, 2), seed=seed % (2**31 - lanes), **extra
+                name,
+                env_type="gymnasium",
+                num_envs=lanes,
+                num_threads=min(lanes, 2),
+                seed=seed % (2**31 - lanes),
+                **extra,
             )
         self.num_envs = lanes
         self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}

@@ -49,7 +49,9 @@ class Checked(gym.Wrapper):
         shape, dtype = getattr(observation, "shape", None), getattr(observation, "dtype", None)
         if shape != self._shape:
             got = f"shape {shape}" if shape is not None else f"a {type(observation).__name__}"
-            raise EnvFailure(f"the environment's {what}() returned an observation of {got}; its space says {self._shape}")
+            raise EnvFailure(
+                f"the environment's {what}() returned an observation of {got}; its space says {self._shape}"
+            )
         if dtype not in self._good_dtypes:
             if dtype is None or not np.can_cast(dtype, self._dtype, "same_kind"):
                 raise EnvFailure(

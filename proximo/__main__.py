@@ -1,0 +1,5 @@
+"""`python -m proximo` is `proximo`."""
+
+from proximo.cli import main
+
+main()

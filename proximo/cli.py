@@ -1,0 +1,236 @@
+"""The `proximo` command: train, resume, eval, play, plot, list. Each verb is one function; its arguments are the flags."""
+
+import json
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
+
+import gymnasium as gym
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from proximo.algorithms import ALGORITHMS, algorithm_named
+from proximo.errors import ConfigError, ProximoError
+from proximo.models.actor_critic import Network
+from proximo.presets import PRESETS
+from proximo.run import folder, session
+from proximo.run.config import Resolved, RunConfig
+from proximo.run.loop import Run
+from proximo.run.play import record_video
+from proximo.run.plot import plot_runs
+from proximo.sources.backends import BACKENDS, envpool_ids
+
+ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
+Dir = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
+Inline = tyro.conf.arg(name="")  # a dataclass whose fields are flags under their own names
+
+
+class Defaults(NamedTuple):
+    """What the flags of `train` start from: the bare defaults, then a preset's, or a config file's."""
+
+    algorithm: Any
+    run: RunConfig = RunConfig()
+    network: Network = Network()
+
+
+class Request(NamedTuple):
+    """A parsed `proximo train`."""
+
+    env: str | None
+    algo: str
+    preset: str
+    out: Path | None
+    config: Path | None
+    quiet: bool
+    algorithm: Any
+    run: RunConfig
+    network: Network
+
+
+def train_verb(defaults: Defaults) -> Callable[..., Request]:
+    """The train verb with these defaults; what it parses is a Request."""
+    config_class = type(defaults.algorithm)
+
+    def train(
+        env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = None,
+        algo: str = "ppo",
+        preset: str = "auto",
+        out: Path | None = None,
+        config: Path | None = None,
+        quiet: tyro.conf.FlagCreatePairsOff[bool] = False,
+        run: Annotated[RunConfig, Inline] = defaults.run,
+        algorithm: Annotated[config_class, Inline] = defaults.algorithm,  # type: ignore[valid-type]
+        network: Annotated[Network, Inline] = defaults.network,
+    ) -> Request:
+        """Train an agent on a Gymnasium environment.
+
+        Args:
+            env: the environment's id, for example CartPole-v1.
+            algo: the algorithm; `proximo list` shows them.
+            preset: tuned settings; auto takes what fits the environment.
+            out: the run's folder; runs/… by default.
+            config: a config.json to repeat; flags stand over it.
+            quiet: show nothing but the result.
+        """
+        return Request(env, algo, preset, out, config, quiet, algorithm, run, network)
+
+    return train
+
+
+def start(first: Request, parse: Callable[[Defaults], Request]) -> Run:
+    """Train what was asked: find the preset or file, and parse the flags again over its settings."""
+    if first.config is not None:
+        base = folder.config_file(first.config)
+        if ":" in base.env and first.env is None:
+            raise ConfigError(f"{first.config} names {base.env}, which imports a module: give the environment yourself")
+        if not base.registered:
+            raise ConfigError(f"{first.config}: {base.env} was made in Python; use proximo.train(…)")
+        name, preset, notes = first.env or base.env, base.preset, [f"repeating {first.config}"]
+    elif first.env is None:
+        raise ConfigError("which environment? for example: proximo train CartPole-v1 (`proximo list` shows them)")
+    else:
+        name = first.env
+        base, notes = session.preset_config(name, first.algo, first.preset)
+        preset = base.preset
+    asked = parse(Defaults(base.algorithm, base.run, base.network))
+    config = Resolved(name, base.algo, preset, asked.run, asked.algorithm, asked.network)
+    return session.begin(name, config, asked.out, asked.quiet, notes)
+
+
+def resume(dir: Dir, steps: int | None = None, env: str | None = None, quiet: bool = False) -> Run:
+    """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
+
+    Args:
+        dir: the run's folder.
+        steps: go on to this many steps in all.
+        env: the environment again, where the folder alone must not name it (module:Id).
+        quiet: show nothing but the result.
+    """
+    return session.resume(dir, env, steps, quiet)
+
+
+def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = None) -> None:
+    """Play whole episodes with the newest good checkpoint and report their returns.
+
+    Args:
+        dir: the run's folder, or one checkpoint's.
+        episodes: how many.
+        json: print one JSON object.
+        env: the environment again, where the folder alone must not name it (module:Id).
+    """
+    score = session.evaluate_run(dir, episodes, env, warn)
+    if json:
+        print(to_json(score.row()))
+    else:
+        print(f"return {score.mean:.1f} ± {score.std:.1f} over {episodes} episodes")
+
+
+def play(dir: Dir, video: Path, episodes: int = 1, env: str | None = None) -> None:
+    """Record episodes of the newest good checkpoint as a video.
+
+    Args:
+        dir: the run's folder, or one checkpoint's.
+        video: the .mp4 (or .gif) to write.
+        episodes: how many, one after the other.
+        env: the environment again, where the folder alone must not name it (module:Id).
+    """
+    frames, returns = record_video(*session.opened(dir, env, warn), video, episodes)
+    print(f"{video}: {frames} frames, return {', '.join(f'{r:.1f}' for r in returns)}")
+
+
+def plot(dirs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR …]")], out: Path) -> None:
+    """Draw learning curves; runs that differ only in their seed share a line and a band.
+
+    Args:
+        dirs: run folders.
+        out: the .png to write.
+    """
+    plot_runs(dirs, out)
+    print(out)
+
+
+def list_() -> None:
+    """Show the algorithms, presets, backends and environments that are at hand."""
+    console = Console(soft_wrap=True, highlight=False)
+    for title, rows in (
+        (
+            "algorithms",
+            [(name, (sys.modules[cls.__module__].__doc__ or "").strip()) for name, cls in ALGORITHMS.items()],
+        ),
+        ("presets", [(p.name, f"{', '.join(p.fits) or 'any'} — {p.source}") for p in PRESETS.values()]),
+        ("backends", [(name, about) for name, about in BACKENDS.items()]),
+    ):
+        table = Table.grid(padding=(0, 2))
+        for row in rows:
+            table.add_row("", *row)
+        console.print(f"[bold]{title}[/]", table)
+    pool = envpool_ids()
+    print(f"environments of Gymnasium ({len(gym.registry)})")
+    print("  " + " ".join(sorted(gym.registry)))
+    print(
+        f"environments of EnvPool ({len(pool)})" if pool else 'environments of EnvPool: pip install "proximo[envpool]"'
+    )
+    print("  " + " ".join(sorted(pool)))
+
+
+def to_json(tree: Any) -> str:
+    return json.dumps(tree)
+
+
+def warn(text: str) -> None:
+    print(f"proximo: {text}", file=sys.stderr)
+
+
+def finish(run: Run) -> int:
+    """Say where everything is; the exit code."""
+    score = f"{run.score.mean:.1f} ± {run.score.std:.1f} over {len(run.score.returns)} episodes" if run.score else "–"
+    if run.interrupted:
+        print(f"stopped at step {run.step:,}, saved; `proximo resume {run.folder}` goes on")
+    else:
+        print(f"score  {score}")
+    if (run.folder / folder.CURVE).exists():
+        print(f"curve  {run.folder / folder.CURVE}")
+    print(f"folder {run.folder}")
+    return 128 + run.interrupted if run.interrupted else 0
+
+
+def execute(argv: list[str]) -> int:
+    """Parse and do; the exit code."""
+    algo = argv[argv.index("--algo") + 1] if "--algo" in argv[:-1] else "ppo"
+    others: dict[str, Callable[..., Any]] = {"resume": resume, "eval": eval_, "play": play, "plot": plot, "list": list_}
+
+    def parse(defaults: Defaults) -> Any:
+        verbs = {"train": train_verb(defaults), **others}
+        return tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="proximo", description=ABOUT)
+
+    done = parse(Defaults(algorithm_named(algo).Config()))
+    if isinstance(done, Request):
+        done = start(done, parse)
+    return finish(done) if isinstance(done, Run) else 0
+
+
+def main() -> None:
+    """Entry point: every mistake is one line and exit code 2; --debug shows the traceback."""
+    argv = sys.argv[1:]
+    debug = "--debug" in argv
+    argv = [word for word in argv if word != "--debug"]
+    gym.logger.min_level = gym.logger.ERROR + 1  # its warnings and workers' tracebacks are told here, in one line
+    warnings.filterwarnings("default" if debug else "ignore")
+    try:
+        sys.exit(execute(argv))
+    except ProximoError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"proximo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("proximo: stopped; the last checkpoint stands", file=sys.stderr)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

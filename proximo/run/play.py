@@ -1,0 +1,52 @@
+"""Videos of an agent at work."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+import gymnasium as gym
+
+from proximo.errors import ConfigError, EnvFailure, MissingExtra, ProximoError
+from proximo.run.agent import Agent
+from proximo.run.evaluate import LONGEST
+from proximo.run.seeding import EVALUATION, derived
+from proximo.sources.backends import EnvLike, single
+
+
+def record_video(agent: Agent, env: EnvLike, seed: int, video: Path, episodes: int) -> tuple[int, list[float]]:
+    """Write `episodes` episodes as one video; returns the number of frames and each episode's return."""
+    if importlib.util.find_spec("imageio") is None or importlib.util.find_spec("imageio_ffmpeg") is None:
+        raise MissingExtra('writing videos needs imageio and ffmpeg: pip install "proximo[video]"')
+    if video.suffix not in (".mp4", ".gif"):
+        raise ConfigError(f"{video} must end in .mp4 or .gif")
+    if isinstance(env, gym.vector.VectorEnv):
+        raise ConfigError("a vector environment cannot be recorded: pass a maker of single environments")
+    import imageio.v3 as iio
+
+    made = single(env, render_mode="rgb_array")()
+    frames, returns = [], []
+    try:
+        for i in range(episodes):
+            observation, _ = made.reset(seed=derived(seed, EVALUATION, i))
+            total, ended, length = 0.0, False, 0
+            while not ended and length < LONGEST:
+                frames.append(made.render())
+                observation, reward, terminated, truncated, _ = made.step(agent.act(observation))
+                total, ended, length = total + float(reward), terminated or truncated, length + 1
+            returns.append(total)
+    except ProximoError:
+        raise
+    except Exception as error:
+        raise EnvFailure(
+            f"the environment could not be played and rendered: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        made.close()
+    try:
+        video.parent.mkdir(parents=True, exist_ok=True)
+        options = {"macro_block_size": 2} if video.suffix == ".mp4" else {}
+        iio.imwrite(video, frames, fps=made.metadata.get("render_fps", 30), **options)
+    except OSError as error:
+        raise ConfigError(f"cannot write {video}: {error}") from None
+    return len(frames), returns
