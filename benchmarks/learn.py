@@ -56,7 +56,7 @@ def main() -> None:
     if not args.table:
         todo = [(task, seed) for task in tasks for seed in range(task.seeds)]
         with ThreadPoolExecutor(args.jobs) as pool:
-            for row in pool.map(lambda job: trained(*job, args.work), todo):
+            for row in pool.map(lambda job: trained(job[0], job[1], args.work), todo):
                 keep(row)
                 print(
                     f"{row['env']} seed {row['seed']}: {row['eval_mean']:.1f} after {row['step']:,} steps", flush=True

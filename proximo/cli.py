@@ -1,4 +1,4 @@
-"""The `proximo` command: train, resume, eval, play, plot, list. Each verb is one function; its arguments are the flags."""
+"""The `proximo` command: train, resume, eval, play, plot, list. Each verb is a function, its arguments the flags."""
 
 import json
 import sys
@@ -156,25 +156,20 @@ def plot(dirs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar
 def list_() -> None:
     """Show the algorithms, presets, backends and environments that are at hand."""
     console = Console(soft_wrap=True, highlight=False)
+    papers = {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in ALGORITHMS.items()}
     for title, rows in (
-        (
-            "algorithms",
-            [(name, (sys.modules[cls.__module__].__doc__ or "").strip()) for name, cls in ALGORITHMS.items()],
-        ),
+        ("algorithms", list(papers.items())),
         ("presets", [(p.name, f"{', '.join(p.fits) or 'any'} — {p.source}") for p in PRESETS.values()]),
-        ("backends", [(name, about) for name, about in BACKENDS.items()]),
+        ("backends", list(BACKENDS.items())),
     ):
         table = Table.grid(padding=(0, 2))
         for row in rows:
             table.add_row("", *row)
         console.print(f"[bold]{title}[/]", table)
-    pool = envpool_ids()
-    print(f"environments of Gymnasium ({len(gym.registry)})")
-    print("  " + " ".join(sorted(gym.registry)))
-    print(
-        f"environments of EnvPool ({len(pool)})" if pool else 'environments of EnvPool: pip install "proximo[envpool]"'
-    )
-    print("  " + " ".join(sorted(pool)))
+    for owner, names in (("Gymnasium", list(gym.registry)), ("EnvPool", envpool_ids())):
+        shown = " ".join(sorted(names)) or 'not installed: pip install "proximo[envpool]"'
+        console.print(f"[bold]environments of {owner} ({len(names)})[/]")
+        console.print(f"  {shown}", markup=False)
 
 
 def to_json(tree: Any) -> str:

@@ -20,9 +20,9 @@ def live_tensors(**components: Any) -> dict[str, Tensor]:
         if isinstance(component, Tensor):
             found[prefix] = component
             continue
-        own = component.state_dict(keep_vars=True) if isinstance(component, torch.nn.Module) else None
-        for name, tensor in (component.state_tensors() if own is None else own).items():
-            found[f"{prefix}.{name}"] = tensor
+        module = isinstance(component, torch.nn.Module)
+        own: dict[str, Tensor] = component.state_dict(keep_vars=True) if module else component.state_tensors()
+        found |= {f"{prefix}.{name}": tensor for name, tensor in own.items()}
     return found
 
 

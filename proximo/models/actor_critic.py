@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 import gymnasium as gym
@@ -42,7 +43,7 @@ class Network:
 def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.Sequential:
     """A multilayer perceptron; orthogonal weights (gain √2, the last layer's `gain`), zero biases."""
     layers: list[nn.Module] = []
-    for i, (inputs, outputs) in enumerate(zip(sizes, sizes[1:], strict=False)):
+    for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
         linear = nn.Linear(inputs, outputs)
         if not linear.weight.is_meta:

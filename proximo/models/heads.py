@@ -95,7 +95,7 @@ class GaussianHead(nn.Module):
         self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
         bounded = np.isfinite(self.low) & np.isfinite(self.high)
         low, high = np.where(bounded, self.low, -1.0), np.where(bounded, self.high, 1.0)
-        self.centre, self.half = low / 2 + high / 2, high / 2 - low / 2
+        self.centre, self.reach = low / 2 + high / 2, high / 2 - low / 2
         self.log_std = nn.Parameter(torch.zeros(self.outputs))
 
     def forward(self, outputs: Tensor) -> Gaussian:
@@ -105,7 +105,7 @@ class GaussianHead(nn.Module):
         return torch.randn(*shape, self.outputs, device=device)
 
     def to_env(self, action: np.ndarray) -> np.ndarray:
-        scaled = self.centre + self.half * action.reshape(-1, *self.shape)
+        scaled = self.centre + self.reach * action.reshape(-1, *self.shape)
         inside = np.clip(scaled, self.low, self.high)
         if np.issubdtype(self.dtype, np.integer):
             inside = np.rint(inside)

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
-
 import gymnasium as gym
 
 from proximo.errors import unknown
 from proximo.presets.control import CONTROL
+from proximo.presets.preset import Preset
 
-
-@dataclass(frozen=True)
-class Preset:
-    """Settings for one algorithm on the environments it names."""
-
-    name: str
-    source: str
-    fits: tuple[str, ...]  # beginnings of environment ids
-    settings: dict[str, Any]
-    algo: str = "ppo"
-
-
-PRESETS: dict[str, Preset] = {name: Preset(name, *rest) for name, *rest in CONTROL}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in CONTROL}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:

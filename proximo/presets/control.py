@@ -1,57 +1,47 @@
-"""PPO for Gymnasium's control tasks: (name, source, beginnings of the ids it fits, settings)."""
+"""PPO for Gymnasium's control tasks."""
 
 from __future__ import annotations
 
-from typing import Any
+from proximo.presets.preset import Preset
 
-MUJOCO = ("HalfCheetah-", "Hopper-", "Walker2d-", "Ant-", "Swimmer-", "Humanoid-", "Reacher-", "InvertedPendulum-",
-          "InvertedDoublePendulum-", "HumanoidStandup-", "Pusher-")  # fmt: skip
+# fmt: off
+MUJOCO = (
+    "Ant-", "HalfCheetah-", "Hopper-", "Humanoid-", "HumanoidStandup-", "InvertedDoublePendulum-",
+    "InvertedPendulum-", "Pusher-", "Reacher-", "Swimmer-", "Walker2d-",
+)
 
-CONTROL: list[tuple[str, str, tuple[str, ...], dict[str, Any]]] = [
-    (
-        "cartpole",
-        "RL Baselines3 Zoo, ppo.yml, CartPole-v1",
-        ("CartPole-",),
+CONTROL = (
+    Preset(
+        "cartpole", "RL Baselines3 Zoo, ppo.yml, CartPole-v1", ("CartPole-",),
         dict(steps=100_000, envs=8, horizon=32, epochs=20, minibatches=1, lr=1e-3, gamma=0.98, lam=0.8),
     ),
-    (
-        "acrobot",
-        "RL Baselines3 Zoo, ppo.yml, Acrobot-v1",
-        ("Acrobot-",),
+    Preset(
+        "acrobot", "RL Baselines3 Zoo, ppo.yml, Acrobot-v1", ("Acrobot-",),
         dict(steps=1_000_000, envs=16, horizon=256, epochs=4, minibatches=64, lr=3e-4, anneal_lr=False,
              gamma=0.99, lam=0.94, normalize_observation=True, normalize_reward=True),
     ),
-    (
-        "pendulum",
-        "RL Baselines3 Zoo, ppo.yml, Pendulum-v1, without its state-dependent exploration",
-        ("Pendulum-",),
+    Preset(
+        "pendulum", "RL Baselines3 Zoo, ppo.yml, Pendulum-v1, without its state-dependent exploration", ("Pendulum-",),
         dict(steps=300_000, envs=4, horizon=1024, epochs=10, minibatches=64, lr=1e-3, gamma=0.9, lam=0.95),
     ),
-    (
-        "lunarlander",
-        "RL Baselines3 Zoo, ppo.yml, LunarLander",
-        ("LunarLander",),
-        dict(steps=1_000_000, envs=16, horizon=1024, epochs=4, minibatches=256, lr=3e-4, gamma=0.999, lam=0.98,
-             entropy_coef=0.01),
+    Preset(
+        "lunarlander", "RL Baselines3 Zoo, ppo.yml, LunarLander", ("LunarLander",),
+        dict(steps=1_000_000, envs=16, horizon=1024, epochs=4, minibatches=256, lr=3e-4,
+             gamma=0.999, lam=0.98, entropy_coef=0.01),
     ),
-    (
-        "mujoco",
-        "Schulman et al. 2017, table 3, with observation and reward normalisation (arXiv:2005.12729)",
-        MUJOCO,
+    Preset(
+        "mujoco", "Schulman et al. 2017, table 3, with observation and reward normalisation (arXiv:2005.12729)", MUJOCO,
         dict(steps=1_000_000, envs=1, horizon=2048, epochs=10, minibatches=32, lr=3e-4, gamma=0.99, lam=0.95,
              normalize_observation=True, normalize_reward=True),
     ),
-    (
-        "discrete",
-        "a middle way for discrete actions: Schulman et al. 2017, table 5, with more frequent epochs",
-        (),
+    Preset(
+        "discrete", "Schulman et al. 2017, table 5, with more and smaller minibatches, for any discrete actions", (),
         dict(steps=500_000, envs=8, horizon=128, epochs=10, minibatches=8, lr=3e-4, entropy_coef=0.01),
     ),
-    (
-        "continuous",
-        "a middle way for continuous actions: Schulman et al. 2017, table 3, on eight lanes",
-        (),
+    Preset(
+        "continuous", "Schulman et al. 2017, table 3, on eight lanes, for any continuous actions", (),
         dict(steps=1_000_000, envs=8, horizon=256, epochs=10, minibatches=32, lr=3e-4,
              normalize_observation=True, normalize_reward=True),
     ),
-]  # fmt: skip
+)
+# fmt: on

@@ -13,6 +13,8 @@ from proximo.algorithms.checks import check
 from proximo.errors import ConfigError, unknown
 from proximo.models.actor_critic import Network
 
+LARGEST_ROLLOUT = 2**28  # rows; a stranger's config.json may ask for more than there is memory
+
 BackendName = Literal["auto", "sync", "async", "envpool"]
 
 
@@ -63,9 +65,11 @@ class Resolved:
 
     def __post_init__(self) -> None:
         rollout = self.rollout
+        if rollout > LARGEST_ROLLOUT:
+            raise ConfigError(f"a rollout of {rollout:,} steps is too large: at most {LARGEST_ROLLOUT:,} are collected")
         parts = getattr(self.algorithm, "minibatches", 1)
         if rollout % parts:
-            near = [n for n in range(1, rollout + 1) if rollout % n == 0 and parts / 2 <= n <= parts * 2]
+            near = [n for n in range(max(1, parts // 2), min(parts, 10_000) * 2) if rollout % n == 0]
             raise ConfigError(
                 f"{parts} minibatches do not divide a batch of {rollout} steps ({self.run.envs} envs × "
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,7 +19,7 @@ CONFIG, METRICS, EVALS, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "c
 def new_folder(out: str | Path | None, config: Resolved) -> Path:
     """Create the run's folder and its config.json; RunFolderError if something is already there."""
     if out is None:
-        name = config.env.replace("/", "-").replace(":", "-")
+        name = re.sub(r"[^\w.-]+", "-", config.env).strip("-")
         out = f"runs/{name}-{config.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(out)
     try:

@@ -129,15 +129,18 @@ def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     counters = {name: saved.info.get(name) for name in ("step", "update", "seconds")}
     if any(isinstance(n, bool) or not isinstance(n, int | float) or n < 0 for n in counters.values()):
         raise CheckpointError(f"{saved.path}: state.json has no usable step, update and seconds")
-    restore(live_tensors(policy=run.policy), {f"policy.{k}": v for k, v in saved.model.items()}, f"{saved.path}: model")
-    restore(state_of(run), saved.state, f"{saved.path}: state")
+    load_policy(run.policy, saved)
+    restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
     run.step, run.update, run.seconds = int(counters["step"]), int(counters["update"]), float(counters["seconds"])  # type: ignore[arg-type]
+
+
+def load_policy(policy: ActorCritic, saved: checkpoint.Checkpoint) -> None:
+    """Put a checkpoint's model into a policy of the same shape."""
+    restore(policy.state_dict(keep_vars=True), saved.model, f"{saved.path}: {checkpoint.MODEL}")
 
 
 def fit(config: Resolved, saved: checkpoint.Checkpoint) -> None:
     """CheckpointError for a checkpoint of another environment or algorithm."""
     for name, wanted in (("env", config.env), ("algo", config.algo), ("spaces", config.spaces)):
-        if saved.info.get(name) != wanted:
-            raise CheckpointError(
-                f"{saved.path} is a checkpoint of another {name}: {saved.info.get(name)}, not {wanted}"
-            )
+        if (got := saved.info.get(name)) != wanted:
+            raise CheckpointError(f"{saved.path} is a checkpoint of another {name}: {str(got)[:200]}, not {wanted}")

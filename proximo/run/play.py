@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from pathlib import Path
+from typing import Any
 
 import gymnasium as gym
 
@@ -45,7 +46,7 @@ def record_video(agent: Agent, env: EnvLike, seed: int, video: Path, episodes: i
         made.close()
     try:
         video.parent.mkdir(parents=True, exist_ok=True)
-        options = {"macro_block_size": 2} if video.suffix == ".mp4" else {}
+        options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {}
         iio.imwrite(video, frames, fps=made.metadata.get("render_fps", 30), **options)
     except OSError as error:
         raise ConfigError(f"cannot write {video}: {error}") from None

@@ -1,4 +1,4 @@
-"""Every random number of a run is a function of (seed, where in the run it is drawn): resuming has nothing to restore."""
+"""Every random number of a run follows from (seed, where in the run it is drawn): resuming has nothing to restore."""
 
 from __future__ import annotations
 

@@ -20,14 +20,13 @@ from proximo.run.agent import Agent
 from proximo.run.config import Resolved, resolved
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
-from proximo.run.loop import Run, fit, learn, load, save
+from proximo.run.loop import Run, fit, learn, load, load_policy, save
 from proximo.run.panel import reporter_for
 from proximo.run.plot import plot_runs
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
 from proximo.sources.envs import EnvSource
-from proximo.state import live_tensors, restore
 
 WIDE = 512  # units from which a layer gains by a GPU
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -136,9 +135,7 @@ def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None)
     saved = checkpoint.latest(path, say) if run_of(path) == path else checkpoint.load(path)
     fit(config, saved)
     agent = agent_of(config, "cpu")
-    restore(
-        live_tensors(policy=agent.policy), {f"policy.{k}": v for k, v in saved.model.items()}, f"{saved.path}: model"
-    )
+    load_policy(agent.policy, saved)
     return agent
 
 

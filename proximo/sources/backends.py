@@ -1,11 +1,11 @@
-"""From an environment's name (or maker, or vector environment) to lanes: Gymnasium in process or in workers, EnvPool."""
+"""From an environment's name, maker or vector environment to lanes: Gymnasium in process or in workers, EnvPool."""
 
 from __future__ import annotations
 
 import contextlib
 import importlib.util
 import io
-import multiprocessing
+import os
 import random
 import signal
 import time
@@ -66,7 +66,7 @@ def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps
     elif chosen == "async":
         make = lambda seed: gym.vector.AsyncVectorEnv([worker(make_one, seed + i) for i in range(lanes)])  # noqa: E731
     elif isinstance(env, str) and has_own_vector(env):
-        extra = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **extra)  # noqa: E731
     else:
         make = lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)  # noqa: E731
@@ -143,8 +143,10 @@ def make_registered(name: str, **kwargs: Any) -> gym.Env:
 def worker(make_one: MakeEnv, seed: int) -> MakeEnv:
     """A maker for a worker process: deaf to Ctrl-C, which is the parent's to handle, and seeded to the last corner."""
 
+    home = os.getpid()
+
     def make() -> gym.Env:
-        if multiprocessing.parent_process() is not None:
+        if os.getpid() != home:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             random.seed(seed)
@@ -194,14 +196,12 @@ def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bo
     if name not in envpool_ids():
         return False
     lanes = EnvPoolLanes(name, 1, 0, max_episode_steps)
-    mine, theirs = (
-        (one.observation_space, one.action_space),
-        (lanes.single_observation_space, lanes.single_action_space),
-    )
+    seen, act = lanes.single_observation_space, lanes.single_action_space
     lanes.close()
-    return all(type(a) is type(b) and a.shape == b.shape for a, b in zip(mine, theirs, strict=True)) and (
-        not isinstance(one.action_space, gym.spaces.Discrete) or one.action_space == theirs[1]
+    same_action = (
+        act == one.action_space if isinstance(act, gym.spaces.Discrete) else act.shape == one.action_space.shape
     )
+    return type(seen) is type(one.observation_space) and seen.shape == one.observation_space.shape and same_action
 
 
 class Borrowed(gym.vector.VectorWrapper):
@@ -217,17 +217,11 @@ class EnvPoolLanes(gym.vector.VectorEnv):
     def __init__(self, name: str, lanes: int, seed: int, max_episode_steps: int | None = None) -> None:
         import envpool
 
-        extra = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            self.pool: Any = envpool.make(
-                name,
-                env_type="gymnasium",
-                num_envs=lanes,
-                num_threads=min(lanes, 2),
-                seed=seed % (2**31 - lanes),
-                **extra,
-            )
+            size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
+            self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
         self.num_envs = lanes
         self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
         self.single_observation_space, self.single_action_space = self.pool.observation_space, self.pool.action_space

@@ -36,8 +36,8 @@ class Checked(gym.Wrapper):
             raise EnvFailure("the environment's step() must return (observation, reward, terminated, truncated, info)")
         observation, reward, terminated, truncated, _ = made
         self._check(observation, "step")
-        if not isinstance(reward, numbers.Real) and np.shape(reward) != ():
-            raise EnvFailure(f"the environment's step() returned a reward of shape {np.shape(reward)}, not one number")
+        if not isinstance(reward, numbers.Real) and getattr(reward, "shape", None) != ():
+            raise EnvFailure(f"the environment's step() returned the reward {reward!r}, not one number")
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_ | int):
                 raise EnvFailure(f"the environment's step() returned {name} = {flag!r}, not a bool")
@@ -50,11 +50,10 @@ class Checked(gym.Wrapper):
         if shape != self._shape:
             got = f"shape {shape}" if shape is not None else f"a {type(observation).__name__}"
             raise EnvFailure(
-                f"the environment's {what}() returned an observation of {got}; its space says {self._shape}"
+                f"the environment's {what}() returned an observation of {got}, not {self._shape} as declared"
             )
         if dtype not in self._good_dtypes:
             if dtype is None or not np.can_cast(dtype, self._dtype, "same_kind"):
-                raise EnvFailure(
-                    f"the environment's {what}() returned an observation of dtype {dtype}; its space says {self._dtype}"
-                )
+                got = f"dtype {dtype}, not {self._dtype} as declared"
+                raise EnvFailure(f"the environment's {what}() returned an observation of {got}")
             self._good_dtypes.add(dtype)

@@ -99,6 +99,8 @@ class EnvSource:
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action))
         self.taken += 1
         observation = self._checked(observation)
+        reward = self._column("reward", reward, np.float64)
+        terminated, truncated = self._column("terminated", terminated, bool), self._column("truncated", truncated, bool)
         if not np.isfinite(reward).all():
             lane = int(np.flatnonzero(~np.isfinite(reward))[0])
             raise NonFiniteError(f"the reward is {reward[lane]} in lane {lane} at step {self.taken} of its environment")
@@ -138,6 +140,17 @@ class EnvSource:
         except Exception as error:
             where = f"after {self.taken} steps" if what == "step" else "while starting"
             raise EnvFailure(f"the environment's {what}() raised {type(error).__name__} {where}: {error}") from error
+
+    def _column(self, name: str, values: Any, dtype: type[Any]) -> np.ndarray:
+        """One number (or bool) a lane."""
+        assert self.envs is not None
+        try:
+            column = np.asarray(values, dtype)
+        except (TypeError, ValueError) as error:
+            raise EnvFailure(f"the environment returned {name} = {values!r}: {error}") from None
+        if column.shape != (self.envs.num_envs,):
+            raise EnvFailure(f"the environment returned {name} of shape {column.shape}, not one for each of its lanes")
+        return column
 
     def _checked(self, observation: Any) -> np.ndarray:
         """The observation, or an error that names the lane, the step and the value. A sum witnesses every NaN."""
