@@ -109,6 +109,7 @@ def finished(out: Path) -> bool:
 
 def keep(row: dict[str, Any]) -> None:
     """Add or replace one run's result."""
+    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "learn.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [old for old in rows if (old["env"], old["seed"]) != (row["env"], row["seed"])] + [row]
