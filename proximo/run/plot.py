@@ -6,11 +6,12 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from proximo.errors import RunFolderError
+from proximo.errors import ConfigError, RunFolderError
 from proximo.run.folder import CONFIG, EVALS, METRICS, read_config, read_rows
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
@@ -23,30 +24,35 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     """
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
+    if not any(has_curve(folder) for folder in folders):
+        raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
     environments: set[str] = set()
-    for group in groups(folders).values():
-        curves = [curve_of(folder, METRICS) for folder in group]
-        curves = [curve for curve in curves if len(curve[0])]
-        if not curves:
-            continue
+    for number, group in enumerate(groups(folders).values()):
         config = read_config(group[0])
         environments.add(config.env)
         seeds = f"{len(group)} seeds" if len(group) > 1 else f"seed {config.run.seed}"
-        steps, low, mean, high = band(curves)
-        line = axes.plot(steps, mean, label=f"{config.env} · {config.algo} · {config.preset} · {seeds}")[0]
-        if len(curves) > 1:
-            axes.fill_between(steps, low, high, color=line.get_color(), alpha=0.2, linewidth=0)
+        look: dict[str, Any] = {"color": f"C{number}"}
+        curves = [curve for folder in group if len((curve := curve_of(folder, METRICS))[0])]
+        steps, low, mean, high = band(curves) if curves else (np.zeros(0),) * 4
+        axes.plot(steps, mean, label=f"{config.env} · {config.algo} · {config.preset} · {seeds}", **look)
+        axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, **look)
         for folder in group:
-            axes.plot(*curve_of(folder, EVALS), "o", color=line.get_color(), markersize=4)
-    if not environments:
-        raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
+            axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
     axes.set(xlabel="environment steps", ylabel="return (mean of the last 100 episodes)")
     axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations)", fontsize=10)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot write {out}: {error}") from None
+
+
+def has_curve(folder: Path) -> bool:
+    """Whether an episode has ended in the run, in training or in an evaluation."""
+    return any(len(curve_of(folder, name)[0]) for name in (METRICS, EVALS))
 
 
 def groups(folders: Sequence[Path]) -> dict[str, list[Path]]:

@@ -22,7 +22,7 @@ from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
 from proximo.run.loop import Run, fit, learn, load, load_policy, save
 from proximo.run.panel import reporter_for
-from proximo.run.plot import plot_runs
+from proximo.run.plot import has_curve, plot_runs
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
@@ -162,7 +162,7 @@ def run_of(path: Path) -> Path:
 
 
 def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
-    """Train to the end, drawing the curve and closing everything whatever happens."""
+    """Train to the end and draw the curve; everything is closed whatever happens."""
     title = f"{run.config.algo} · {run.config.env} · {run.folder}"
     log, reporter = RunLog(run.folder, run.step), reporter_for(quiet, title, run.config.run.steps, run.step)
     try:
@@ -173,8 +173,8 @@ def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
         log.close()
         run.source.close()
         reporter.close()
-        if run.update:
-            plot_runs([run.folder], run.folder / folder.CURVE)
+    if has_curve(run.folder):
+        plot_runs([run.folder], run.folder / folder.CURVE)
     return run
 
 
