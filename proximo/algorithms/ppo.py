@@ -39,7 +39,7 @@ class PPOConfig:
     minibatches: int = 4
     """Equal parts of the batch in a pass, one gradient step each."""
     value_coef: float = 0.5
-    """Weight of the value loss (the paper's c1)."""
+    """Weight of the value loss ½ (V − R)² (the paper's c1; Stable-Baselines3's vf_coef is half of it)."""
     entropy_coef: float = 0.0
     """Weight of the entropy bonus (the paper's c2)."""
     max_grad_norm: float = 0.5
