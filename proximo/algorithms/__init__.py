@@ -24,12 +24,7 @@ class Algorithm(Protocol):
         ...
 
 
-class AlgorithmClass(Protocol):
-    Config: type[Any]
-
-    def __call__(self, policy: Policy, config: Any, lanes: int) -> Algorithm: ...
-
-
+# Each has a Config of its own and is made from (policy, config, lanes).
 ALGORITHMS: dict[str, Any] = {"ppo": PPO}
 
 

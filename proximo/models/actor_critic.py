@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
-from proximo.errors import ConfigError
-from proximo.models.heads import feature_count, head_for
+from proximo.errors import ConfigError, UnsupportedSpace
+from proximo.models.distributions import head_for
 from proximo.models.normalize import Normalizer
 from proximo.policy import Evaluation
 
@@ -93,3 +93,11 @@ class ActorCritic(nn.Module):
     def observe(self, batch: Batch) -> None:
         if self.normalizer is not None:
             self.normalizer.observe(batch)
+
+
+def feature_count(space: gym.Space) -> int:
+    """How many numbers an observation has; UnsupportedSpace for anything but a vector."""
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.shape[0] > 0:
+        return space.shape[0]
+    advice = "flatten it with gymnasium.wrappers.FlattenObservation"
+    raise UnsupportedSpace(f"observation space {space} is not supported yet (supported: Box vectors); {advice}")

@@ -218,13 +218,14 @@ class EnvPoolLanes(gym.vector.VectorEnv):
         import envpool
 
         extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-        with warnings.catch_warnings():
+        size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
+        with warnings.catch_warnings():  # of the precision of its bounds
             warnings.simplefilter("ignore")
-            size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
             self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
+            self.single_observation_space = self.pool.observation_space
+            self.single_action_space = self.pool.action_space
         self.num_envs = lanes
         self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
-        self.single_observation_space, self.single_action_space = self.pool.observation_space, self.pool.action_space
         self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, lanes)
         self.action_space = gym.vector.utils.batch_space(self.single_action_space, lanes)
 

@@ -1,0 +1,245 @@
+"""A good checkpoint is never lost: not to a full disk, a killed process, a signal, or a byte that went bad."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from unittest import mock
+
+import pytest
+import torch
+
+import proximo
+from proximo.errors import CheckpointError, ProximoError
+from proximo.run import checkpoint, folder
+from proximo.run.checkpoint import INFO, MANIFEST, MODEL, STATE
+
+FILES = (MODEL, STATE, INFO, MANIFEST)
+CHANGES = ("open", "mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")  # every way to touch the disk
+LENGTH = 50_000  # of a tensor that takes a while to write
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nobody catches it."""
+
+
+def put(run: Path, step: int, mark: int) -> Path:
+    """Save a small checkpoint whose every file depends on `mark`."""
+    tensors = {"weight": torch.arange(60.0).reshape(6, 10) + mark, "count": torch.tensor(mark)}
+    return checkpoint.save(run / "checkpoints", step, tensors, {"moment": torch.full((7,), mark)}, {"mark": mark})
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {name: (path / name).read_bytes() for name in FILES}
+
+
+@contextlib.contextmanager
+def failing(calls: tuple[str, ...], nth: int, error: Callable[[], BaseException], lasting: bool) -> Iterator[list[str]]:
+    """The nth of these calls into `os` (counted together) fails, or all from it on; yields those that did."""
+    count, failed = itertools.count(1), list[str]()
+
+    def wrapped(name: str) -> Callable[..., object]:
+        real = getattr(os, name)
+
+        def call(*args: object, **named: object) -> object:
+            now = next(count)
+            if now == nth or (lasting and now > nth):
+                failed.append(name)
+                raise error()
+            return real(*args, **named)
+
+        return call
+
+    with contextlib.ExitStack() as stack:
+        for name in calls:
+            stack.enter_context(mock.patch.object(os, name, wrapped(name)))
+        yield failed
+
+
+def disk_full() -> OSError:
+    return OSError(28, "No space left on device")
+
+
+def assert_whole(run: Path, old: dict[str, bytes], new: dict[str, bytes], step: int) -> None:
+    """All that is listed loads; step 100 is as it was; `step` is the old one, the new one, or not there."""
+    for path in checkpoint.all_of(run):
+        checkpoint.load(path)
+        assert contents(path) in ((old,) if path.name != f"{step:012d}" else (old, new))
+    assert contents(checkpoint.latest(run, pytest.fail).path) in (old, new)
+    if step != 100:
+        assert contents(run / "checkpoints" / "000000000100") == old
+
+
+@pytest.mark.parametrize("step", [100, 200], ids=["the same step again", "the next step"])
+@pytest.mark.parametrize("lasting", [False, True], ids=["once", "from then on"])
+@pytest.mark.parametrize("call", ["write", "fsync", "rename"])
+def test_disk_full_at_any_call(tmp_path: Path, call: str, lasting: bool, step: int) -> None:
+    new = contents(put(tmp_path / "reference", step, mark=2))
+    for nth in itertools.count(1):
+        run = tmp_path / str(nth)
+        old = contents(put(run, 100, mark=1))
+        with failing((call,), nth, disk_full, lasting) as failed:
+            if nth > {"write": len(FILES), "fsync": len(FILES) + 2, "rename": 2 if step == 100 else 1}[call]:
+                assert contents(put(run, step, mark=2)) == new
+                assert not failed
+                return
+            with pytest.raises(CheckpointError, match="No space left on device"):
+                put(run, step, mark=2)
+        assert failed
+        assert_whole(run, old, new, step)
+        assert contents(put(run, step, mark=2)) == new, "what was left behind hinders the next save"
+
+
+@pytest.mark.parametrize("step", [100, 200], ids=["the same step again", "the next step"])
+def test_killed_before_any_call(tmp_path: Path, step: int) -> None:
+    new = contents(put(tmp_path / "reference", step, mark=2))
+    for nth in itertools.count(1):
+        run = tmp_path / str(nth)
+        old = contents(put(run, 100, mark=1))
+        with failing(CHANGES, nth, Killed, lasting=False) as failed, contextlib.suppress(Killed):
+            put(run, step, mark=2)
+        assert_whole(run, old, new, step)
+        assert contents(put(run, step, mark=2)) == new, "what was left behind hinders the next save"
+        if not failed:
+            break
+    assert nth > 15
+
+
+def test_short_writes_still_give_a_whole_file(tmp_path: Path) -> None:
+    whole, real = contents(put(tmp_path / "whole", 100, mark=1)), os.write
+    with mock.patch.object(os, "write", lambda descriptor, data: real(descriptor, data[:7])):
+        path = put(tmp_path / "short", 100, mark=1)
+    assert contents(path) == whole
+    assert checkpoint.load(path).info == {"mark": 1}
+
+
+SAVE_FOREVER = f"""
+import itertools, sys, torch
+from pathlib import Path
+from proximo.run import checkpoint
+for step in itertools.count(int(sys.argv[2])):
+    weight = {{"weight": torch.full(({LENGTH},), float(step))}}
+    checkpoint.save(Path(sys.argv[1]), step, weight, weight, {{"step": step}})
+    print(step, flush=True)
+"""
+
+
+def test_killed_at_random_moments(tmp_path: Path) -> None:
+    step, midway = 0, 0
+    for _ in range(8):
+        command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path / "checkpoints"), str(step + 1)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        process.stdout.readline()
+        time.sleep(random.uniform(0, 0.1))
+        process.kill()
+        step = max(step + 1, *map(int, process.communicate()[0].split()), 0)
+        newest = checkpoint.latest(tmp_path, pytest.fail)
+        assert newest.info["step"] >= step
+        for tensors in (newest.model, newest.state):
+            assert torch.equal(tensors["weight"], torch.full((LENGTH,), float(newest.info["step"])))
+        midway += any((tmp_path / "checkpoints").glob(".writing-*"))
+    assert midway, "no kill came in the middle of a save: nothing was shown"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_any_byte_changed_or_cut_off_is_noticed(tmp_path: Path, name: str) -> None:
+    """At every position of the file one bit, another bit, or all that follows."""
+    put(tmp_path, 100, mark=1)
+    path = put(tmp_path, 200, mark=2)
+    good = (path / name).read_bytes()
+    for i in range(len(good)):
+        for bad in (flipped(good, i, 0x01), flipped(good, i, 0x20), good[:i]):
+            (path / name).write_bytes(bad)
+            with pytest.raises(CheckpointError, match=re.escape(str(path / name))):
+                checkpoint.load(path)
+    for bad in (good + b"\n", good + good, b""):
+        (path / name).write_bytes(bad)
+        assert_skipped(tmp_path, name)
+    (path / name).unlink()
+    assert_skipped(tmp_path, name)
+    (path / name).write_bytes(good)
+    assert checkpoint.latest(tmp_path, pytest.fail).info == {"mark": 2}
+
+
+def flipped(data: bytes, i: int, bits: int) -> bytes:
+    return data[:i] + bytes([data[i] ^ bits]) + data[i + 1 :]
+
+
+def assert_skipped(run: Path, name: str) -> None:
+    told: list[str] = []
+    assert checkpoint.latest(run, told.append).info == {"mark": 1}
+    assert len(told) == 1
+    assert f"000000000200/{name}" in told[0]
+
+
+def test_no_good_checkpoint_at_all(tmp_path: Path) -> None:
+    (put(tmp_path, 100, mark=1) / MODEL).write_bytes(b"")
+    told: list[str] = []
+    with pytest.raises(CheckpointError, match="no checkpoint that can be loaded"):
+        checkpoint.latest(tmp_path, told.append)
+    assert len(told) == 1
+
+
+@pytest.mark.parametrize("error", [Killed, disk_full])
+def test_config_survives_being_rewritten(run: Path, error: Callable[[], BaseException]) -> None:
+    """A resumed run writes config.json again: without it every checkpoint is lost."""
+    config = folder.read_config(run)
+    for nth in itertools.count(1):
+        with failing(CHANGES, nth, error, lasting=False) as failed, contextlib.suppress(Killed, OSError, ProximoError):
+            folder.write_config(run, config)
+        assert folder.read_config(run) == config
+        if not failed:
+            return
+
+
+TINY = ["--envs", "4", "--horizon", "64", "--minibatches", "4", "--epochs", "1", "--eval-every", "0"]
+LONG = ["train", "CartPole-v1", *TINY, "--steps", "9000000", "--checkpoint-every", "9000000", "--eval-episodes", "1"]
+
+
+def command(*args: str) -> list[str]:
+    return [sys.executable, "-m", "proximo", *args]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_ends(tmp_path: Path, backend: str, number: signal.Signals, code: int) -> None:
+    run, pipe = tmp_path / "run", subprocess.PIPE
+    words = command(*LONG, "--out", str(run), "--backend", backend)
+    process = subprocess.Popen(words, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    while not (run / "metrics.jsonl").exists() or (run / "metrics.jsonl").stat().st_size == 0:
+        assert process.poll() is None
+        time.sleep(0.02)
+    if number == signal.SIGINT:
+        os.killpg(process.pid, number)  # Ctrl-C reaches the workers too
+    else:
+        process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, "Traceback" in err) == (code, False)
+    step = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])["step"]
+    assert f"stopped at step {step:,}, saved" in out
+    assert checkpoint.latest(run, pytest.fail).info["step"] == step
+    assert proximo.load(run).act(proximo.load(run).observation_space.sample()) in (0, 1)
+    done = subprocess.run(command("resume", str(run), "--steps", str(step + 600)), capture_output=True, text=True)
+    assert (done.returncode, "Traceback" in done.stderr) == (0, False)
+    assert f"resuming {run} at step {step:,}" in done.stderr
+    assert checkpoint.latest(run, pytest.fail).info["step"] > step
+
+
+def test_disk_full_while_logging(tmp_path: Path) -> None:
+    """No file may grow past 100 KiB: the checkpoints fit, the logs soon do not."""
+    words = ["bash", "-c", 'ulimit -f 100; exec "$@"', "-", *command(*LONG, "--out", str(tmp_path / "run"))]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    assert proximo.load(tmp_path / "run").policy is not None
+    assert "File too large" in done.stderr
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False)
