@@ -172,7 +172,7 @@ def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
     finally:
         log.close()
         run.source.close()
-        reporter.close()
+        reporter.close(run.finished)
     if has_curve(run.folder):
         plot_runs([run.folder], run.folder / folder.CURVE)
     return run
