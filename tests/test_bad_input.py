@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.spaces import Box, Discrete
 
 import proximo
 from proximo.errors import ConfigError, EnvFailure, ProximoError, UnknownName, UnsupportedSpace
@@ -115,7 +117,7 @@ def test_a_mistake_is_one_line(
     places["strange"].write_text((run / "config.json").read_text().replace('"horizon"', '"horizn"'))
     before = contents(tmp_path)
     line = complaint(*mistake.format(**places).split())
-    assert pytest.importorskip("re").search(MISTAKES[mistake].format(**places), line), line
+    assert re.search(MISTAKES[mistake].format(**places), line), line
     assert contents(tmp_path) == before
 
 
@@ -174,42 +176,182 @@ def test_a_missing_extra_names_its_pip_command(
 
 
 class Faulty(gym.Env):
-    """Three numbers, two actions, episodes of ten steps; from its fifth step on, `fault` spoils what it returns."""
+    """Three numbers, two actions, episodes of ten steps; `reset` and `step` say what it returns instead."""
 
-    metadata = {"render_modes": ["rgb_array"]}  # noqa: RUF012
+    def __init__(self, reset: Any = None, step: Any = None, length: int = 10, **spaces: gym.Space) -> None:
+        self.observation_space = spaces.get("observation", Box(-1, 1, (3,), np.float32))
+        self.action_space = spaces.get("action", Discrete(2))
+        self.bad_reset, self.bad_step, self.length = reset, step, length
 
-    def __init__(self, fault: Callable[..., Any] | None = None, length: int = 10, render_mode: Any = None) -> None:
-        self.observation_space: gym.Space = spaces.Box(-1, 1, (3,), np.float32)
-        self.action_space: gym.Space = spaces.Discrete(2)
-        self.fault, self.length = fault, length
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        self.taken = 0
-        return np.zeros(3, np.float32), {}
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.taken, made = 0, (np.zeros(3, np.float32), {})
+        return made if self.bad_reset is None else self.bad_reset(*made)
 
     def step(self, action: Any) -> Any:
         self.taken += 1
         made = np.zeros(3, np.float32), 1.0, self.taken >= self.length, False, {}
-        return made if self.fault is None or self.taken < 5 else self.fault(*made)
+        return made if self.bad_step is None or self.taken < 5 else self.bad_step(*made)
 
 
-class Unstartable(Faulty):
-    """Its reset raises, with a message of two lines."""
+class Blank(Faulty):
+    """It renders nothing."""
 
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        raise RuntimeError("no simulator\non this machine")
-
-
-class Misshapen(Faulty):
-    """Its reset returns four numbers for three."""
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        return np.zeros(4, np.float32), {}
+    def render(self) -> Any:
+        return None
 
 
-class Whole(Faulty):
-    """It promises integers and returns floats."""
+def breaks_down(*made: Any) -> Any:
+    raise RuntimeError("the simulator\nis gone")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = spaces.Box(0, 9, (3,), np.int64)
+
+def dies(*made: Any) -> Any:
+    if os.getpid() != HERE:  # a worker's process, never this one
+        os._exit(1)
+    return made
+
+
+def with_part(index: int, value: Any) -> Callable[..., Any]:
+    return lambda *made: (*made[:index], value, *made[index + 1 :])
+
+
+FAULTS: dict[str, tuple[dict[str, Any], str]] = {
+    "reset raises": (dict(reset=breaks_down), "reset.*RuntimeError.*the simulator is gone"),
+    "reset without info": (dict(reset=lambda observation, info: observation), r"reset\(\) must return"),
+    "reset of another shape": (dict(reset=with_part(0, np.zeros(4, np.float32))), r"\(4,\), not \(3,\)"),
+    "floats for integers": (dict(observation=Box(0, 9, (3,), np.int64)), "float32, not int64"),
+    "step raises": (dict(step=breaks_down), "step.*RuntimeError.*the simulator is gone"),
+    "step of four": (dict(step=lambda *made: made[:4]), r"step\(\) must return \(observation, reward, terminated"),
+    "step of another shape": (dict(step=with_part(0, np.zeros(4, np.float32))), r"\(4,\), not \(3,\)"),
+    "a list": (dict(step=with_part(0, [0.0, 0.0, 0.0])), "a list"),
+    "text": (dict(step=with_part(0, np.array(["a", "b", "c"]))), "dtype <U1, not float32"),
+    "objects": (dict(step=with_part(0, np.zeros(3, object))), "dtype object, not float32"),
+    "nan": (dict(step=with_part(0, np.full(3, np.nan, np.float32))), r"observation\[0\] is nan in lane 0"),
+    "reward None": (dict(step=with_part(1, None)), "reward None, not one number"),
+    "reward of many": (dict(step=with_part(1, np.zeros(2))), "reward .*, not one number"),
+    "reward of text": (dict(step=with_part(1, "1")), "reward '1', not one number"),
+    "reward infinite": (dict(step=with_part(1, float("inf"))), "reward is inf in lane 0"),
+    "terminated yes": (dict(step=with_part(2, "yes")), "terminated = 'yes', not a bool"),
+    "truncated None": (dict(step=with_part(3, None)), "truncated = None, not a bool"),
+    "info None": (dict(step=with_part(4, None)), "info.*None"),
+}
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("backend", ["auto", "sync", "async"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_faulty_environment_is_told_in_one_line(
+    fault: str, backend: str, complaint: Complaint, register: Register, tmp_path: Path
+) -> None:
+    parts, words = FAULTS[fault]
+    line = complaint("--backend", backend, train=register(lambda **kwargs: Faulty(**parts)))
+    assert re.search(words, line), line
+    if backend != "auto" or (tmp_path / "new").exists():  # auto meets the fault before there is a run
+        proximo.load(tmp_path / "new")
+
+
+@pytest.mark.timeout(20)
+def test_a_worker_that_dies_is_told_in_one_line(complaint: Complaint, register: Register) -> None:
+    assert "environment" in complaint("--backend", "async", train=register(lambda **kwargs: Faulty(step=dies)))
+
+
+@pytest.mark.parametrize("backend", ["auto", "sync", "async"])
+def test_debug_leads_to_the_line_of_the_environment(backend: str, command: Command, register: Register) -> None:
+    name = register(lambda **kwargs: Faulty(step=breaks_down))
+    assert "in breaks_down" in command("train", name, *TINY, "--backend", backend, "--quiet", "--debug").err
+
+
+@pytest.mark.parametrize("entry", [breaks_down, lambda **kwargs: "an environment", "json:Nothing"])
+def test_an_id_that_cannot_be_made_is_told_in_one_line(entry: Any, complaint: Complaint, register: Register) -> None:
+    assert "Testbed0-v0" in complaint(train=register(entry))
+
+
+@pytest.mark.parametrize("maker", [breaks_down, lambda: "CartPole-v1", lambda needs: None, Faulty(), None])
+def test_a_maker_that_does_not_make_is_a_typed_error(maker: Any, tmp_path: Path) -> None:
+    with pytest.raises((EnvFailure, ConfigError)) as error:
+        proximo.train(maker, out=tmp_path / "new", **SETTINGS)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "new").exists()
+
+
+UNSUPPORTED: list[gym.Space] = [
+    *(spaces.Dict(x=Discrete(2)), spaces.Tuple([Discrete(2)]), spaces.Text(5), Box(-1, 1, (0,))),
+]
+UNSUPPORTED_OBSERVATIONS = [Box(0, 255, (8, 8, 3), np.uint8), Discrete(4), spaces.MultiDiscrete([[2, 3], [4, 5]])]
+
+
+@pytest.mark.parametrize(
+    ("kind", "space"),
+    [("observation", space) for space in UNSUPPORTED + UNSUPPORTED_OBSERVATIONS] + [("action", s) for s in UNSUPPORTED],
+    ids=str,
+)
+def test_a_space_without_a_model_is_named(
+    kind: str, space: gym.Space, complaint: Complaint, register: Register
+) -> None:
+    with pytest.raises(UnsupportedSpace) as error:
+        proximo.train(lambda: Faulty(**{kind: space}), backend="sync", **SETTINGS)
+    assert " ".join(f"{kind} space {space} is not supported".split()) in str(error.value)
+    assert "supported: " in str(error.value)
+    assert complaint("--backend", "sync", train=register(lambda **kwargs: Faulty(**{kind: space})))
+
+
+def test_what_was_learned_before_a_failure_is_kept_and_goes_on(
+    command: Command, register: Register, tmp_path: Path
+) -> None:
+    left = [150]  # calls of the fault until it strikes
+
+    def tires(*made: Any) -> Any:
+        left[0] -= 1
+        return made if left[0] > 0 else breaks_down()
+
+    name, out = register(lambda **kwargs: Faulty(step=tires)), tmp_path / "new"
+    failed = command("train", name, *TINY, "--backend", "sync", "--checkpoint-every", 64, "--out", out, "--quiet")
+    assert (failed.code, failed.err.count("\n")) == (2, 1)
+    assert int(checkpoint.all_of(out)[-1].name) >= 128
+    left[0] = 10**9
+    assert command("resume", out, "--quiet").code == 0
+    steps = [json.loads(line)["step"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps))
+    assert steps[-1] > 512 - 64
+
+
+def test_an_environment_that_never_ends(
+    command: Command, complaint: Complaint, register: Register, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proximo.run.evaluate.LONGEST", 50)
+    name, out = register(lambda **kwargs: Faulty(length=10**9)), tmp_path / "endless"
+    outcome = command("train", name, *TINY, "--quiet", "--out", out)
+    assert (outcome.code, outcome.err.count("\n")) == (2, 1)
+    assert "--max-episode-steps" in outcome.err
+    assert checkpoint.all_of(out)[-1].name == "000000000512", "the training was lost"
+    proximo.load(out)
+    assert "not ended after 50 steps" in complaint("eval", out)
+    assert "no episode has ended yet" in complaint("plot", out, "--out", tmp_path / "p.png")
+
+
+def test_checkpoints_of_another_run_are_refused(complaint: Complaint, register: Register, run: Path) -> None:
+    other = proximo.train(register(lambda **kwargs: Faulty()), out=run.parent / "other", **SETTINGS)
+    shutil.rmtree(run / "checkpoints")
+    shutil.copytree(other.folder / "checkpoints", run / "checkpoints")
+    before = contents(run)
+    for argv in (["eval", run], ["play", run, "--video", run / "v.mp4"], ["resume", run, "--steps", 9999]):
+        assert "another env: Testbed0-v0, not CartPole-v1" in complaint(*argv)
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("maker", [lambda **kwargs: Faulty(), lambda **kwargs: Blank(), lambda: Faulty()])
+def test_what_cannot_be_rendered_is_told(maker: Any, complaint: Complaint, register: Register, tmp_path: Path) -> None:
+    made = proximo.train(register(maker), out=tmp_path / "run", **SETTINGS)
+    assert "render" in complaint("play", made.folder, "--video", tmp_path / "v.mp4")
+    assert not (tmp_path / "v.mp4").exists()
+
+
+def test_lanes_that_contradict_the_vector_environment() -> None:
+    with pytest.raises(ConfigError, match="envs is 2, but the vector environment has 3 lanes"):
+        proximo.train(gym.make_vec("CartPole-v1", 3), **SETTINGS)
+
+
+def test_a_process_of_its_own_ends_the_same_way() -> None:
+    argv = [sys.executable, "-m", "proximo", "train", "CartPol-v1"]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
+    assert done.stderr.startswith("proximo: unknown environment 'CartPol-v1'")

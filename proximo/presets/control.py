@@ -15,7 +15,7 @@ MUJOCO = (
 
 CONTROL = (
     Preset(
-        "cartpole", "RL Baselines3 Zoo, ppo.yml, CartPole-v1", ("CartPole-",),
+        "cartpole", "RL Baselines3 Zoo, ppo.yml, CartPole-v1, with a constant clip", ("CartPole-",),
         dict(steps=100_000, envs=8, horizon=32, epochs=20, minibatches=1, lr=1e-3, gamma=0.98, lam=0.8,
              value_coef=1.0),
     ),
@@ -26,12 +26,12 @@ CONTROL = (
     ),
     Preset(
         "pendulum", "RL Baselines3 Zoo, ppo.yml, Pendulum-v1, without its state-dependent exploration", ("Pendulum-",),
-        dict(steps=300_000, envs=4, horizon=1024, epochs=10, minibatches=64, lr=1e-3, gamma=0.9, lam=0.95,
-             value_coef=1.0),
+        dict(steps=300_000, envs=4, horizon=1024, epochs=10, minibatches=64, lr=1e-3, anneal_lr=False,
+             gamma=0.9, lam=0.95, value_coef=1.0),
     ),
     Preset(
         "lunarlander", "RL Baselines3 Zoo, ppo.yml, LunarLander", ("LunarLander",),
-        dict(steps=1_000_000, envs=16, horizon=1024, epochs=4, minibatches=256, lr=3e-4,
+        dict(steps=1_000_000, envs=16, horizon=1024, epochs=4, minibatches=256, lr=3e-4, anneal_lr=False,
              gamma=0.999, lam=0.98, value_coef=1.0, entropy_coef=0.01),
     ),
     Preset(

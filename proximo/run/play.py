@@ -40,7 +40,8 @@ def record_video(agent: Agent, env: EnvLike, seed: int, video: Path, episodes: i
         raise
     except Exception as error:
         raise EnvFailure(
-            f"the environment could not be played and rendered: {type(error).__name__}: {error}"
+            f"the environment cannot be played and rendered: {type(error).__name__}: {error} (MuJoCo without a screen "
+            "needs MUJOCO_GL=egl or MUJOCO_GL=osmesa, and that library)"
         ) from error
     finally:
         made.close()

@@ -138,6 +138,8 @@ def make_registered(name: str, **kwargs: Any) -> gym.Env:
         raise unknown("environment", name, gym.registry, "`proximo list` shows them") from None
     except gym.error.Error as error:
         raise ConfigError(f"{name}: {error}") from None
+    except Exception as error:
+        raise EnvFailure(f"making {name} raised {type(error).__name__}: {error}") from error
 
 
 def worker(make_one: MakeEnv, seed: int) -> MakeEnv:
