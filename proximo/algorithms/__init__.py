@@ -9,7 +9,6 @@ from torch import Tensor
 from proximo.algorithms.ppo import PPO
 from proximo.batch import Batch
 from proximo.errors import unknown
-from proximo.policy import Policy
 
 
 class Algorithm(Protocol):

@@ -60,7 +60,7 @@ class PPO:
     def __init__(self, policy: Policy, config: PPOConfig, lanes: int) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy.named_parameters(), eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma, lanes) if config.normalize_reward else None
+        self.reward_scale = RewardScale(config.gamma, lanes).to(policy.device) if config.normalize_reward else None
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:

@@ -30,9 +30,9 @@ CONTROL = (
              gamma=0.9, lam=0.95, value_coef=1.0),
     ),
     Preset(
-        "lunarlander", "RL Baselines3 Zoo, ppo.yml, LunarLander", ("LunarLander",),
+        "lunarlander", "RL Baselines3 Zoo, ppo.yml, LunarLander, with reward normalisation", ("LunarLander",),
         dict(steps=1_000_000, envs=16, horizon=1024, epochs=4, minibatches=256, lr=3e-4, anneal_lr=False,
-             gamma=0.999, lam=0.98, value_coef=1.0, entropy_coef=0.01),
+             gamma=0.999, lam=0.98, value_coef=1.0, entropy_coef=0.01, normalize_reward=True),
     ),
     Preset(
         "mujoco", "Schulman et al. 2017, table 3, with observation and reward normalisation (arXiv:2005.12729)", MUJOCO,

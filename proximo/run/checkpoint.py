@@ -33,6 +33,13 @@ class Checkpoint:
     state: dict[str, Tensor]
     info: dict[str, Any]
 
+    def number(self, name: str) -> float:
+        """A counter of state.json: a number of at least 0."""
+        value = self.info.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+            raise CheckpointError(f"{self.path / INFO}: {name} is {str(value)[:50]!r}, not a number of at least 0")
+        return value
+
 
 def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Any) -> Path:
     """Write checkpoints/<step>, whole or not at all; CheckpointError if the disk refuses."""

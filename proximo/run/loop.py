@@ -126,12 +126,10 @@ def save(run: Run) -> Path:
 def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Put a checkpoint's tensors and counters into a run that was built for it."""
     fit(run.config, saved)
-    counters = {name: saved.info.get(name) for name in ("step", "update", "seconds")}
-    if any(isinstance(n, bool) or not isinstance(n, int | float) or n < 0 for n in counters.values()):
-        raise CheckpointError(f"{saved.path}: state.json has no usable step, update and seconds")
+    step, update, seconds = (saved.number(name) for name in ("step", "update", "seconds"))
     load_policy(run.policy, saved)
     restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
-    run.step, run.update, run.seconds = int(counters["step"]), int(counters["update"]), float(counters["seconds"])  # type: ignore[arg-type]
+    run.step, run.update, run.seconds = int(step), int(update), seconds
 
 
 def load_policy(policy: ActorCritic, saved: checkpoint.Checkpoint) -> None:

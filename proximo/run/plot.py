@@ -27,14 +27,16 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     if not any(has_curve(folder) for folder in folders):
         raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
     environments: set[str] = set()
-    for number, group in enumerate(groups(folders).values()):
+    grouped = groups(folders)
+    differing = differences([read_config(group[0]).to_json() for group in grouped])
+    for number, group in enumerate(grouped):
         config = read_config(group[0])
         environments.add(config.env)
         seeds = f"{len(group)} seeds" if len(group) > 1 else f"seed {config.run.seed}"
         look: dict[str, Any] = {"color": f"C{number}"}
         curves = [curve for folder in group if len((curve := curve_of(folder, METRICS))[0])]
         steps, low, mean, high = band(curves) if curves else (np.zeros(0),) * 4
-        axes.plot(steps, mean, label=f"{config.env} · {config.algo} · {config.preset} · {seeds}", **look)
+        axes.plot(steps, mean, label=" · ".join([config.env, config.algo, *differing[number], seeds]), **look)
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, **look)
         for folder in group:
             axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
@@ -55,14 +57,22 @@ def has_curve(folder: Path) -> bool:
     return any(len(curve_of(folder, name)[0]) for name in (METRICS, EVALS))
 
 
-def groups(folders: Sequence[Path]) -> dict[str, list[Path]]:
+def groups(folders: Sequence[Path]) -> list[list[Path]]:
     """Runs of one setting together: the same configuration but for the seed."""
     grouped: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
         setting = read_config(folder).to_json()
         setting["run"].pop("seed")
         grouped[json.dumps(setting, sort_keys=True)].append(folder)
-    return grouped
+    return list(grouped.values())
+
+
+def differences(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """What sets each configuration apart from the others, as "name value"."""
+    sections = ("run", "algorithm", "network")
+    flat = [{key: value for section in sections for key, value in setting[section].items()} for setting in settings]
+    names = [name for name in flat[0] if name != "seed" and len({str(other.get(name)) for other in flat}) > 1]
+    return [[f"{name} {setting.get(name)}" for name in names] for setting in flat]
 
 
 def curve_of(folder: Path, name: str) -> Curve:

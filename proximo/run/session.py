@@ -169,6 +169,8 @@ def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
         for note in notes:
             reporter.say(note)
         learn(run, log, reporter)
+    except OSError as error:
+        raise RunFolderError(f"cannot write to {run.folder}: {error}; its last checkpoint stands") from error
     finally:
         log.close()
         run.source.close()

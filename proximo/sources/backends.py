@@ -31,6 +31,7 @@ BACKENDS = {
 }
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "pygame": "classic", "ale_py": "atari"}
 SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
+GRACE = 60  # seconds
 FEW_LANES = 4  # below this EnvPool's wake-ups cost more than its threads save (docs/architecture.md has the figures)
 
 
@@ -143,14 +144,18 @@ def make_registered(name: str, **kwargs: Any) -> gym.Env:
 
 
 def worker(make_one: MakeEnv, seed: int) -> MakeEnv:
-    """A maker for a worker process: deaf to Ctrl-C, which is the parent's to handle, and seeded to the last corner."""
+    """A maker for a worker process, seeded to the last corner.
+
+    Signals often go to the whole process group. Stopping is the parent's to do, which first finishes its update: so a
+    worker is deaf to Ctrl-C, and outlives a request to terminate by a grace period.
+    """
 
     home = os.getpid()
 
     def make() -> gym.Env:
         if os.getpid() != home:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
             random.seed(seed)
             np.random.seed(seed % 2**32)
         return make_one()
