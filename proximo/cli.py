@@ -2,6 +2,7 @@
 
 import json
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Callable
@@ -213,7 +214,9 @@ def main() -> None:
     argv = sys.argv[1:]
     debug = "--debug" in argv
     argv = [word for word in argv if word != "--debug"]
-    gym.logger.min_level = gym.logger.ERROR + 1  # its warnings and workers' tracebacks are told here, in one line
+    if not debug:
+        gym.logger.min_level = gym.logger.ERROR + 1  # its warnings and workers' tracebacks: told here in one line
+        threading.excepthook = lambda error: None  # a log's thread: the main thread meets the same error, and tells it
     warnings.filterwarnings("default" if debug else "ignore")
     try:
         sys.exit(execute(argv))

@@ -5,9 +5,17 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+LONGEST = 1000  # characters; a stranger's file may bring any text into a message
+
 
 class ProximoError(Exception):
     """Base of every error the package raises on purpose; the command shows it as one line and exits with 2."""
+
+    def __str__(self) -> str:
+        """The message on one printable line, whatever names and texts went into it."""
+        text = super().__str__()
+        line = " ".join("".join(c if c.isprintable() else " " for c in text[: 2 * LONGEST]).split())
+        return line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
 
 
 class ConfigError(ProximoError, ValueError):
@@ -48,7 +56,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
     close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     if close:
         advice = f"did you mean {' or '.join(close)}?"
-    elif len(known) <= 20:
+    elif len(known) <= 40:
         advice = f"known: {', '.join(known)}"
     else:
         advice = hint or f"there are {len(known)} known names"

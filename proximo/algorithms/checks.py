@@ -25,7 +25,8 @@ def check(
     for names, holds, wanted in rules:
         for name in names:
             value = getattr(config, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not number or (isinstance(value, float) and not math.isfinite(value)):
                 raise ConfigError(f"{name} is {value!r}: it must be a finite number, {wanted}")
             if not holds(value):
                 raise ConfigError(f"{name} is {value}: it must be {wanted}")

@@ -238,7 +238,7 @@ HEADS: dict[type[gym.Space], type[nn.Module]] = {
 def head_for(space: gym.Space) -> nn.Module:
     """The head for an action space; UnsupportedSpace names what is not served."""
     for kind, head in HEADS.items():
-        if isinstance(space, kind):
+        if isinstance(space, kind) and 0 not in (space.shape or ()):
             return head(space)
     served = ", ".join(kind.__name__ for kind in HEADS)
-    raise UnsupportedSpace(f"action space {space} is not supported yet (supported: {served})")
+    raise UnsupportedSpace(f"action space {space} is not supported yet (supported: {served}, of at least one number)")

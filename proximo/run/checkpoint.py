@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,9 +16,10 @@ import safetensors.torch
 from torch import Tensor
 
 from proximo.errors import CheckpointError
+from proximo.run.files import JSON_LIMIT, parse_json, read_bytes, sync_folder, to_json, write_durably
 
 MODEL, STATE, INFO, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "MANIFEST.json"
-JSON_LIMIT = 16 * 2**20  # bytes; no honest JSON of a run comes near
+REPLACED = ".replaced-"  # before the name of a checkpoint that steps back for a new one of the same step
 TENSOR_LIMIT = 4 * 2**30  # bytes of one safetensors file
 
 
@@ -33,10 +32,10 @@ class Checkpoint:
     state: dict[str, Tensor]
     info: dict[str, Any]
 
-    def number(self, name: str) -> float:
-        """A counter of state.json: a number of at least 0."""
-        value = self.info.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 2**53:
+    def number(self, name: str, *kinds: type) -> Any:
+        """A counter of state.json: a number of at least 0, of one of these types."""
+        value: Any = self.info.get(name)
+        if type(value) not in kinds or not 0 <= value < 2**53:
             raise CheckpointError(f"{self.path / INFO}: {name} is {str(value)[:50]!r}, not a number of at least 0")
         return value
 
@@ -70,16 +69,15 @@ def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mappi
 
 def _put_in_place(aside: Path, final: Path) -> None:
     """Rename; a folder already there (a broken one, or the same step again) steps back only for one that is whole."""
-    if not final.exists():
-        os.rename(aside, final)
-        return
-    old = final.with_name(f".replaced-{final.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    os.rename(final, old)
+    old = final.with_name(f"{REPLACED}{final.name}")
+    if final.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(final, old)
     try:
         os.rename(aside, final)
     except OSError:
-        os.rename(old, final)
+        if old.exists():
+            os.rename(old, final)
         raise
     shutil.rmtree(old, ignore_errors=True)
 
@@ -88,10 +86,7 @@ def load(path: Path) -> Checkpoint:
     """Read and verify one checkpoint; CheckpointError names the file that is not what the manifest says."""
     entries = _entries(path / MANIFEST)
     data = {name: _verified(path / name, entry) for name, entry in entries.items()}
-    try:
-        model, state = safetensors.torch.load(data[MODEL]), safetensors.torch.load(data[STATE])
-    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
-        raise CheckpointError(f"{path}: a tensor file is not safetensors: {error}") from None
+    model, state = (_tensors(data[name], path / name) for name in (MODEL, STATE))
     info = parse_json(data[INFO], path / INFO)
     if not isinstance(info, dict):
         raise CheckpointError(f"{path / INFO} does not hold an object")
@@ -108,13 +103,28 @@ def latest(run: Path, say: Callable[[str], None]) -> Checkpoint:
     raise CheckpointError(f"{run} has no checkpoint that can be loaded")
 
 
+def none_yet(run: Path) -> bool:
+    """Whether the run was stopped before its first checkpoint, at step 0, was in place."""
+    folder = run / "checkpoints"
+    return not folder.exists() or all(path.name == f".writing-{0:012d}" for path in folder.iterdir())
+
+
 def all_of(run: Path) -> list[Path]:
-    """Every checkpoint folder of a run, oldest first."""
+    """Every checkpoint folder of a run, oldest first; one that was replaced counts while its successor is not there."""
     folder = run / "checkpoints"
     if not folder.is_dir():
         return []
-    names = [p for p in folder.iterdir() if len(p.name) == 12 and p.name.isascii() and p.name.isdigit()]
-    return sorted(p for p in names if p.is_dir() and not p.is_symlink())
+    found = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()}
+    steps = {name.removeprefix(REPLACED) for name in found}
+    steps = sorted(step for step in steps if len(step) == 12 and step.isascii() and step.isdigit())
+    return [found[step] if step in found else found[f"{REPLACED}{step}"] for step in steps]
+
+
+def _tensors(data: bytes, path: Path) -> dict[str, Tensor]:
+    try:
+        return safetensors.torch.load(data)
+    except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
+        raise CheckpointError(f"{path} is not safetensors: {error}") from None
 
 
 def _entries(path: Path) -> dict[str, Any]:
@@ -143,51 +153,3 @@ def _verified(path: Path, entry: Any) -> bytes:
     if hashlib.sha256(data).hexdigest() != entry.get("sha256"):
         raise CheckpointError(f"{path} does not match the SHA-256 in its manifest: damaged or changed")
     return data
-
-
-def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file's bytes: no link, no pipe, no device, no more than `limit`."""
-    try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
-        if status.st_size > limit:
-            raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are read")
-        return path.read_bytes()
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def read_json(path: Path) -> Any:
-    return parse_json(read_bytes(path, JSON_LIMIT), path)
-
-
-def parse_json(data: bytes, path: Path) -> Any:
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not JSON: {str(error)[:200]}") from None
-
-
-def to_json(tree: Any) -> bytes:
-    return (json.dumps(tree, indent=2) + "\n").encode()
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write and fsync."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-    try:
-        view = memoryview(data)
-        while view:
-            view = view[os.write(descriptor, view) :]
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -10,9 +10,28 @@ from typing import Any, Literal
 
 from proximo.algorithms import algorithm_named
 from proximo.algorithms.checks import check
-from proximo.errors import ConfigError, unknown
+from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.actor_critic import Network
 
+# What other libraries call a setting.
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "n_steps": "horizon",
+    "num_steps": "horizon",
+    "n_envs": "envs",
+    "num_envs": "envs",
+    "n_epochs": "epochs",
+    "update_epochs": "epochs",
+    "batch_size": "minibatches",
+    "num_minibatches": "minibatches",
+    "gae_lambda": "lam",
+    "clip_range": "clip",
+    "clip_coef": "clip",
+    "ent_coef": "entropy_coef",
+    "vf_coef": "value_coef",
+    "total_timesteps": "steps",
+}
+MOST_THREADS = 256
 LARGEST_ROLLOUT = 2**28  # rows; a stranger's config.json may ask for more than there is memory
 
 BackendName = Literal["auto", "sync", "async", "envpool"]
@@ -46,6 +65,8 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
         check(self, not_negative=("seed", "eval_every"))
+        if self.threads > MOST_THREADS:
+            raise ConfigError(f"threads is {self.threads}: it must be at most {MOST_THREADS}")
         if self.max_episode_steps is not None:
             check(self, at_least_one=("max_episode_steps",))
 
@@ -99,6 +120,8 @@ def resolved(
     owners = {f.name: owner for owner in (RunConfig, config, Network) for f in dataclasses.fields(owner)}
     for name in settings:
         if name not in owners:
+            if name in ELSEWHERE:
+                raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
             raise unknown("setting", name, owners)
     made = {
         owner: _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
@@ -137,10 +160,15 @@ def _built(owner: type[Any], settings: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool) and hints[name] is float:
             value = float(value)
         if not _fits(value, hints[name]):
-            wanted = getattr(hints[name], "__name__", None) or hints[name]
-            raise ConfigError(f"{name} is {value!r}: it must be {wanted}")
+            raise ConfigError(f"{name} is {value!r}: it must be {_described(hints[name])}")
         values[name] = value
     return owner(**values)
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, typing.get_args(hint)))}"
+    return hint.__name__ if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
 def _fits(value: Any, hint: Any) -> bool:

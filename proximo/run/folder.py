@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
-from proximo.run.checkpoint import read_json, to_json, write_durably
 from proximo.run.config import Resolved, from_json
+from proximo.run.files import parse_json, read_bytes, read_json, replace_durably, to_json
 
+LOG_LIMIT = 2**30  # bytes
 CONFIG, METRICS, EVALS, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "curve.png"
 
 
@@ -23,7 +24,9 @@ def new_folder(out: str | Path | None, config: Resolved) -> Path:
         out = f"runs/{name}-{config.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     path = Path(out)
     try:
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not path.is_dir():
+            raise RunFolderError(f"{path} is a file, not a folder: choose another --out")
+        if path.exists() and any(path.iterdir()):
             advice = f"`proximo resume {path}` continues a run" if (path / CONFIG).exists() else "choose another --out"
             raise RunFolderError(f"{path} is not empty: {advice}")
         path.mkdir(parents=True, exist_ok=True)
@@ -34,7 +37,7 @@ def new_folder(out: str | Path | None, config: Resolved) -> Path:
 
 
 def write_config(path: Path, config: Resolved) -> None:
-    write_durably(path / CONFIG, to_json(config.to_json()))
+    replace_durably(path / CONFIG, to_json(config.to_json()))
 
 
 def read_config(path: Path) -> Resolved:
@@ -56,13 +59,17 @@ def config_file(path: Path) -> Resolved:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The objects of a .jsonl file; a last line that was cut short is left out, a missing file is empty."""
+    """The rows of a .jsonl file; a missing file has none, and a line that is no row (cut short, say) is left out."""
+    if not os.path.lexists(path):
+        return []
     rows: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in read_bytes(path, LOG_LIMIT).splitlines():
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = parse_json(line, path)
+        except CheckpointError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 
@@ -70,11 +77,4 @@ def rewind(path: Path, step: int) -> None:
     """Drop what was logged after `step`: a resumed run will log it again."""
     for name in (METRICS, EVALS):
         kept = [row for row in read_rows(path / name) if row["step"] <= step]
-        write_rows(path / name, kept)
-
-
-def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Replace a .jsonl file, whole or not at all."""
-    aside = path.with_suffix(".writing")
-    write_durably(aside, "".join(json.dumps(row) + "\n" for row in rows).encode())
-    aside.replace(path)
+        replace_durably(path / name, "".join(json.dumps(row) + "\n" for row in kept).encode())

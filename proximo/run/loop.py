@@ -10,7 +10,8 @@ from typing import Any
 import torch
 
 from proximo.algorithms import Algorithm
-from proximo.errors import CheckpointError
+from proximo.batch import Batch
+from proximo.errors import CheckpointError, ProximoError
 from proximo.models.actor_critic import ActorCritic
 from proximo.run import checkpoint
 from proximo.run.agent import Agent
@@ -60,7 +61,7 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
         while not run.finished and interrupts.caught is None:
             begin, before = time.perf_counter(), run.step
             seed_all(derived(c.seed, UPDATES, run.update))
-            batch = run.source.collect(run.policy)
+            batch = experience(run)
             report = run.algorithm.step(batch, run.step / c.steps)
             run.policy.observe(batch)
             run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
@@ -85,6 +86,15 @@ def start_lanes(run: Run) -> None:
     run.source.restart(seed)
 
 
+def experience(run: Run) -> Batch:
+    """One collection; if the environment fails, what was learned until here is kept."""
+    try:
+        return run.source.collect(run.policy)
+    except ProximoError:
+        keep(run)
+        raise
+
+
 def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:
     """Write one update's metrics."""
     run.seconds += seconds
@@ -100,7 +110,11 @@ def measure(run: Run, log: RunLog, reporter: Reporter) -> None:
     if run.make_one is None:
         return
     c = run.config.run
-    run.score = evaluate(run.agent, run.make_one, c.eval_episodes, c.seed)
+    try:
+        run.score = evaluate(run.agent, run.make_one, c.eval_episodes, c.seed)
+    except ProximoError:
+        keep(run)
+        raise
     log.evaluation({"step": run.step, **run.score.row()})
     reporter.evaluation(run.score)
 
@@ -123,13 +137,20 @@ def save(run: Run) -> Path:
     return checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
 
 
+def keep(run: Run) -> None:
+    """Save, off the schedule, what no checkpoint holds yet."""
+    if not (run.folder / "checkpoints" / f"{run.step:012d}").exists():
+        save(run)
+
+
 def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     """Put a checkpoint's tensors and counters into a run that was built for it."""
     fit(run.config, saved)
-    step, update, seconds = (saved.number(name) for name in ("step", "update", "seconds"))
+    step, update = saved.number("step", int), saved.number("update", int)
+    seconds = saved.number("seconds", int, float)
     load_policy(run.policy, saved)
     restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
-    run.step, run.update, run.seconds = int(step), int(update), seconds
+    run.step, run.update, run.seconds = step, update, seconds
 
 
 def load_policy(policy: ActorCritic, saved: checkpoint.Checkpoint) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections import defaultdict
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from proximo.errors import ConfigError, RunFolderError
-from proximo.run.folder import CONFIG, EVALS, METRICS, read_config, read_rows
+from proximo.run.files import replace_durably
+from proximo.run.folder import EVALS, METRICS, read_config, read_rows
 
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 
@@ -22,12 +24,14 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
 
     The line is the mean over seeds, the band their smallest and largest; points are evaluations.
     """
+    if not folders:
+        raise RunFolderError("which runs? for example: proximo plot runs/* --out curves.png")
+    grouped = groups(folders)
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     if not any(has_curve(folder) for folder in folders):
         raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
     environments: set[str] = set()
-    grouped = groups(folders)
     differing = differences([read_config(group[0]).to_json() for group in grouped])
     for number, group in enumerate(grouped):
         config = read_config(group[0])
@@ -45,9 +49,11 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
+    picture = io.BytesIO()
     try:
+        figure.savefig(picture, format=out.suffix.removeprefix(".") or "png")
         out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out)
+        replace_durably(out, picture.getvalue())
     except (OSError, ValueError) as error:
         raise ConfigError(f"cannot write {out}: {error}") from None
 
@@ -77,9 +83,7 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
 
 def curve_of(folder: Path, name: str) -> Curve:
     """Steps and mean returns, where there were any."""
-    if not (folder / CONFIG).exists():
-        raise RunFolderError(f"{folder} is not a run: it has no {CONFIG}")
-    rows = [row for row in read_rows(folder / name) if row["return_mean"] is not None]
+    rows = [row for row in read_rows(folder / name) if isinstance(row.get("return_mean"), int | float)]
     return np.array([row["step"] for row in rows]), np.array([row["return_mean"] for row in rows], float)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,13 @@ import gymnasium as gym
 import torch
 
 from proximo.algorithms import algorithm_named
-from proximo.errors import CheckpointError, ConfigError, RunFolderError
-from proximo.models.actor_critic import ActorCritic
+from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
+from proximo.models.actor_critic import ActorCritic, feature_count
+from proximo.models.distributions import head_for
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
-from proximo.run.config import Resolved, resolved
+from proximo.run.config import Resolved, RunConfig, resolved
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
 from proximo.run.loop import Run, fit, learn, load, load_policy, save
@@ -81,7 +82,7 @@ def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, n
     """Build a run from a resolved configuration, in a new folder, and train it."""
     lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
     device, reason = choose_device(config)
-    spaces = {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
+    spaces = spaces_of(lanes)
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     run_config: Any = replace(config.run, device=device, backend=backend)
     config = replace(config, run=run_config, spaces=spaces)
@@ -106,16 +107,20 @@ def resume(path: str | Path, env: EnvLike | None = None, steps: int | None = Non
     if steps is not None:
         config = replace(config, run=replace(config.run, steps=steps))
     notes: list[str] = []
-    saved = checkpoint.latest(path, notes.append)
-    fit(config, saved)
+    saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
+    device, _ = choose_device(config)
+    config = replace(config, run=replace(config.run, device=device))
     lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
-    found = {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
-    if found != config.spaces:
+    if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
     with threads(config.run.threads), borrowed_generators():
-        run = build(env, config, lanes)
+        seed_all(config.run.seed)
+        run = build(env, config, lanes, fresh=saved is None)
         run.folder = path
-        load(run, saved)
+        if saved is not None:
+            load(run, saved)
+        else:
+            save(run)  # it was stopped before its first checkpoint, and begins again
         if run.finished:
             advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
             raise RunFolderError(f"{path} is complete: {run.step:,} of {config.run.steps:,} steps are done; {advice}")
@@ -134,26 +139,26 @@ def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None)
     config = folder.read_config(run_of(path))
     saved = checkpoint.latest(path, say) if run_of(path) == path else checkpoint.load(path)
     fit(config, saved)
-    agent = agent_of(config, "cpu")
+    agent = agent_of(config, "cpu", fresh=False)
     load_policy(agent.policy, saved)
     return agent
 
 
-def opened(path: Path, env: EnvLike | None, say: Callable[[str], None]) -> tuple[Agent, EnvLike, int]:
-    """The agent of a run, the environment it was trained on, and the run's seed."""
+def opened(path: Path, env: EnvLike | None, say: Callable[[str], None]) -> tuple[Agent, EnvLike, RunConfig]:
+    """The agent of a run, the environment it was trained on, and the run's configuration."""
     agent = load_agent(path, say)
     config = folder.read_config(run_of(path))
-    return agent, environment_of(config, env), config.run.seed
+    return agent, environment_of(config, env), config.run
 
 
 def evaluate_run(path: Path, episodes: int, env: EnvLike | None, say: Callable[[str], None]) -> Score:
     """Play whole episodes with a run's newest good checkpoint."""
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
-    agent, env, seed = opened(path, env, say)
+    agent, env, run = opened(path, env, say)
     if isinstance(env, gym.vector.VectorEnv):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
-    return evaluate(agent, single(env, folder.read_config(run_of(path)).run.max_episode_steps), episodes, seed)
+    return evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
 
 
 def run_of(path: Path) -> Path:
@@ -164,43 +169,59 @@ def run_of(path: Path) -> Path:
 def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
     """Train to the end and draw the curve; everything is closed whatever happens."""
     title = f"{run.config.algo} · {run.config.env} · {run.folder}"
-    log, reporter = RunLog(run.folder, run.step), reporter_for(quiet, title, run.config.run.steps, run.step)
     try:
-        for note in notes:
-            reporter.say(note)
-        learn(run, log, reporter)
+        with ExitStack() as stack:
+            stack.callback(run.source.close)
+            log = RunLog(run.folder, run.step)
+            stack.callback(log.close)
+            reporter = reporter_for(quiet, title, run.config.run.steps, run.step)
+            stack.callback(lambda: reporter.close(run.finished))
+            for note in notes:
+                reporter.say(note)
+            learn(run, log, reporter)
     except OSError as error:
         raise RunFolderError(f"cannot write to {run.folder}: {error}; its last checkpoint stands") from error
-    finally:
-        log.close()
-        run.source.close()
-        reporter.close(run.finished)
     if has_curve(run.folder):
         plot_runs([run.folder], run.folder / folder.CURVE)
     return run
 
 
-def build(env: EnvLike, config: Resolved, lanes: Lanes) -> Run:
-    """The parts of a run, from its configuration; the policy's first weights come from torch's global generator."""
-    agent = agent_of(config, config.run.device)
+def spaces_of(lanes: Lanes) -> dict[str, Any]:
+    """The spaces as config.json has them; UnsupportedSpace for one that no model can serve."""
+    feature_count(lanes.observation_space)
+    head_for(lanes.action_space)
+    return {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
+
+
+def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> Run:
+    """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
+    agent = agent_of(config, config.run.device, fresh)
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm, config.run.envs)
     source = EnvSource(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, gym.vector.VectorEnv) else single(env, config.run.max_episode_steps)
     return Run(Path(), config, agent, agent.policy, algorithm, source, make_one)
 
 
-def agent_of(config: Resolved, device: str) -> Agent:
-    """A new agent for the configuration's spaces; its size is checked before any memory is taken."""
+def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
+    """An agent for the configuration's spaces, its weights fresh or yet to be loaded.
+
+    Its size is checked before any memory is taken, since the configuration may be a stranger's.
+    """
     spaces = {name: space_from_json(config.spaces.get(name)) for name in ("observation", "action")}
     try:
         with torch.device("meta"):
             outline = ActorCritic(spaces["observation"], spaces["action"], config.network)
-    except (RuntimeError, OverflowError, MemoryError) as error:
+    except (RuntimeError, OverflowError, MemoryError, TypeError, ValueError) as error:
+        if isinstance(error, ProximoError):
+            raise
         raise ConfigError(f"the network cannot be built: {str(error).splitlines()[0]}") from None
     size = sum(p.numel() for p in outline.parameters())
     if size > LARGEST:
         raise ConfigError(f"the network would have {size:,} parameters; at most {LARGEST:,} are built")
-    policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
+    if fresh:
+        policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
+    else:
+        policy = outline.to_empty(device=device)
     return Agent(policy, spaces["observation"], spaces["action"])
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+from gymnasium.vector.async_vector_env import AsyncState
 
 from proximo.errors import ConfigError, EnvFailure, MissingExtra, unknown
 from proximo.sources.checked import Checked
@@ -65,7 +66,7 @@ def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps
     if chosen == "envpool":
         make: MakeEnvs = lambda seed: EnvPoolLanes(str(env), lanes, seed, max_episode_steps)  # noqa: E731
     elif chosen == "async":
-        make = lambda seed: gym.vector.AsyncVectorEnv([worker(make_one, seed + i) for i in range(lanes)])  # noqa: E731
+        make = lambda seed: WorkerLanes([worker(make_one, seed + i) for i in range(lanes)])  # noqa: E731
     elif isinstance(env, str) and has_own_vector(env):
         extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **extra)  # noqa: E731
@@ -132,7 +133,8 @@ def make_registered(name: str, **kwargs: Any) -> gym.Env:
         advice = f'pip install "proximo[{extra}]"' if extra else str(error)
         raise MissingExtra(f"{name} needs a package that is not installed: {advice}") from None
     except ModuleNotFoundError as error:
-        raise MissingExtra(f"{name} needs the module {error.name!r}, which is not installed") from None
+        module = error.name or name.partition(":")[0]
+        raise MissingExtra(f"{name} needs the module {module!r}, which is not installed") from None
     except gym.error.UnregisteredEnv as error:
         if name.partition(":")[2]:
             raise ConfigError(f"{name}: {error}") from None
@@ -216,6 +218,18 @@ class Borrowed(gym.vector.VectorWrapper):
 
     def close(self, **kwargs: Any) -> None:
         pass
+
+
+class WorkerLanes(gym.vector.AsyncVectorEnv):
+    """Gymnasium's worker processes, which end with the run whatever has happened to one of them."""
+
+    def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
+        if self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes):
+            super().close_extras(timeout, terminate)
+            return
+        for process in self.processes:  # one died, or is stuck in a step: asking politely would wait for it
+            process.kill()
+            process.join()
 
 
 class EnvPoolLanes(gym.vector.VectorEnv):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -24,24 +26,36 @@ class Checked(gym.Wrapper):
         self._good_dtypes = {self._dtype}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        made = self.env.reset(seed=seed, options=options)
+        made = self._run("reset", lambda: self.env.reset(seed=seed, options=options))
         if not isinstance(made, tuple) or len(made) != 2:
             raise EnvFailure("the environment's reset() must return (observation, info)")
         self._check(made[0], "reset")
         return made
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        made = self.env.step(action)
+        made = self._run("step", lambda: self.env.step(action))
         if not isinstance(made, tuple) or len(made) != 5:
             raise EnvFailure("the environment's step() must return (observation, reward, terminated, truncated, info)")
-        observation, reward, terminated, truncated, _ = made
+        observation, reward, terminated, truncated, info = made
         self._check(observation, "step")
         if not isinstance(reward, numbers.Real) and getattr(reward, "shape", None) != ():
             raise EnvFailure(f"the environment's step() returned the reward {reward!r}, not one number")
         for name, flag in (("terminated", terminated), ("truncated", truncated)):
             if not isinstance(flag, bool | np.bool_ | int):
                 raise EnvFailure(f"the environment's step() returned {name} = {flag!r}, not a bool")
+        if not isinstance(info, dict):
+            raise EnvFailure(f"the environment's step() returned info = {info!r}, not a dict")
         return made
+
+    def close(self) -> None:
+        with contextlib.suppress(Exception):  # nothing that was learned depends on it
+            self.env.close()
+
+    def _run(self, what: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except Exception as error:
+            raise EnvFailure(f"the environment's {what}() raised {type(error).__name__}: {error}") from error
 
     def _check(self, observation: Any, what: str) -> None:
         if self._shape is None or self._dtype is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -83,7 +84,8 @@ class EnvSource:
 
     def close(self) -> None:
         if self.envs is not None:
-            self.envs.close()
+            with contextlib.suppress(Exception):  # nothing that was learned depends on it
+                self.envs.close()
             self.envs = None
 
     def _step(
