@@ -6,6 +6,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -86,6 +87,8 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run:
     """Train what was asked: find the preset or file, and parse the flags again over its settings."""
     if first.config is not None:
         base = folder.config_file(first.config)
+        if first.preset != "auto":
+            raise ConfigError(f"{first.config} holds every setting already: leave out --preset")
         if ":" in base.env and first.env is None:
             raise ConfigError(f"{first.config} names {base.env}, which imports a module: give the environment yourself")
         if not base.registered:
@@ -196,6 +199,9 @@ def finish(run: Run) -> int:
 
 def execute(argv: list[str]) -> int:
     """Parse and do; the exit code."""
+    if argv == ["--version"]:
+        print(f"proximo {version('proximo')}")
+        return 0
     algo = argv[argv.index("--algo") + 1] if "--algo" in argv[:-1] else "ppo"
     others: dict[str, Callable[..., Any]] = {"resume": resume, "eval": eval_, "play": play, "plot": plot, "list": list_}
 

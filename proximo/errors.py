@@ -51,11 +51,11 @@ class NonFiniteError(ProximoError, FloatingPointError):
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownName:
-    """An error that names the closest known names (and, where few, all of them)."""
+    """An error that names the closest known names (or, where few, all of them); `hint` says what else helps."""
     known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    close = difflib.get_close_matches(name[:LONGEST], known, n=3, cutoff=0.5)
     if close:
-        advice = f"did you mean {' or '.join(close)}?"
+        advice = f"did you mean {' or '.join(close)}?{hint and f' ({hint})'}"
     elif len(known) <= 40:
         advice = f"known: {', '.join(known)}"
     else:

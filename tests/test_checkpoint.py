@@ -21,7 +21,7 @@ import torch
 
 import proximo
 from proximo.errors import CheckpointError, ProximoError
-from proximo.run import checkpoint, folder
+from proximo.run import checkpoint, folder, loop
 from proximo.run.checkpoint import INFO, MANIFEST, MODEL, STATE
 
 FILES = (MODEL, STATE, INFO, MANIFEST)
@@ -227,6 +227,21 @@ def test_a_signal_saves_and_the_run_goes_on(tmp_path: Path, number: signal.Signa
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
     assert f"resuming {run} at step {step:,}" in done.stderr
     assert checkpoint.latest(run, pytest.fail).info["step"] > step
+
+
+def test_a_signal_at_the_last_moment_of_an_update_saves_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the loop has asked whether to save, before it asks whether to go on."""
+
+    def crossed(before: int, now: int, every: int) -> bool:
+        if every == 5000 and now > 500:
+            os.kill(os.getpid(), signal.SIGINT)
+        return False
+
+    monkeypatch.setattr(loop, "crossed", crossed)
+    shape = dict(envs=4, horizon=64, minibatches=4, epochs=1, eval_every=0)
+    run = proximo.train("CartPole-v1", steps=20_000, checkpoint_every=5000, **shape, out=tmp_path / "run", quiet=True)
+    assert run.interrupted == signal.SIGINT
+    assert checkpoint.latest(run.folder, pytest.fail).info["step"] == run.step
 
 
 def test_disk_full_while_logging(tmp_path: Path) -> None:

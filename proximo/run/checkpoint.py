@@ -95,12 +95,14 @@ def load(path: Path) -> Checkpoint:
 
 def latest(run: Path, say: Callable[[str], None]) -> Checkpoint:
     """The newest checkpoint that verifies; `say` is told of each newer one that does not."""
+    reason = "there is none"
     for path in reversed(all_of(run)):
         try:
             return load(path)
         except CheckpointError as error:
-            say(f"skipping a damaged checkpoint: {error}")
-    raise CheckpointError(f"{run} has no checkpoint that can be loaded")
+            reason = str(error)
+            say(f"skipping a damaged checkpoint: {reason}")
+    raise CheckpointError(f"{run} has no checkpoint that can be loaded: {reason}")
 
 
 def none_yet(run: Path) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import numbers
 import types
 import typing
 from dataclasses import dataclass, field
@@ -65,8 +67,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
         check(self, not_negative=("seed", "eval_every"))
-        if self.threads > MOST_THREADS:
-            raise ConfigError(f"threads is {self.threads}: it must be at most {MOST_THREADS}")
+        for name, most in (("threads", MOST_THREADS), ("seed", 2**32 - 1)):
+            if getattr(self, name) > most:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at most {most}")
         if self.max_episode_steps is not None:
             check(self, at_least_one=("max_episode_steps",))
 
@@ -157,12 +160,21 @@ def _built(owner: type[Any], settings: Any) -> Any:
             raise unknown("setting", str(name), hints)
         if isinstance(value, list):
             value = tuple(value)
-        if isinstance(value, int) and not isinstance(value, bool) and hints[name] is float:
-            value = float(value)
+        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
+            value = int(value)  # NumPy's too
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and hints[name] is float:
+            value = as_float(value)
         if not _fits(value, hints[name]):
             raise ConfigError(f"{name} is {value!r}: it must be {_described(hints[name])}")
         values[name] = value
     return owner(**values)
+
+
+def as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:
+        return math.inf  # and so refused
 
 
 def _described(hint: Any) -> str:

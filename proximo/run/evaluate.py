@@ -68,8 +68,8 @@ def _together(agent: Agent, make: Callable[[], gym.Env], indices: range, seed: i
             running = still
             if running and lengths[running[0]] >= LONGEST:
                 raise EnvFailure(
-                    f"an episode has not ended after {LONGEST} steps: give the environment an end with "
-                    "--max-episode-steps N (or gymnasium.wrappers.TimeLimit)"
+                    f"an episode has not ended after {LONGEST} steps: train with --max-episode-steps N, or wrap the "
+                    "environment in gymnasium.wrappers.TimeLimit"
                 )
         return Score(returns, lengths)
     except ProximoError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
@@ -22,6 +23,7 @@ def new_folder(out: str | Path | None, config: Resolved) -> Path:
     if out is None:
         name = re.sub(r"[^\w.-]+", "-", config.env).strip("-")
         out = f"runs/{name}-{config.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+        out = next(path for i in itertools.count(1) if not (path := Path(out + (f"-{i}" if i > 1 else ""))).exists())
     path = Path(out)
     try:
         if path.exists() and not path.is_dir():

@@ -44,10 +44,8 @@ def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episod
     except ProximoError:
         raise
     except Exception as error:
-        raise EnvFailure(
-            f"the environment cannot be played and rendered: {type(error).__name__}: {error} (MuJoCo without a screen "
-            "needs MUJOCO_GL=egl or MUJOCO_GL=osmesa, and that library)"
-        ) from error
+        advice = "; without a screen set MUJOCO_GL=egl or MUJOCO_GL=osmesa" if "GL" in str(error) else ""
+        raise EnvFailure(f"the environment cannot be rendered: {type(error).__name__}: {error}{advice}") from error
     finally:
         made.close()
     options: dict[str, Any] = {"macro_block_size": 2} if video.suffix == ".mp4" else {}

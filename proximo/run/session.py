@@ -158,7 +158,8 @@ def evaluate_run(path: Path, episodes: int, env: EnvLike | None, say: Callable[[
     agent, env, run = opened(path, env, say)
     if isinstance(env, gym.vector.VectorEnv):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
-    return evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
+    with threads(run.threads):
+        return evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
 
 
 def run_of(path: Path) -> Path:

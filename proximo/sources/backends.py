@@ -30,7 +30,7 @@ BACKENDS = {
     "async": "one worker process a lane, observations in shared memory",
     "envpool": "EnvPool's C++ threads, for the ids it has",
 }
-EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "pygame": "classic", "ale_py": "atari"}
+EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "pygame": "classic"}  # a word of Gymnasium's complaint: our extra
 SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
 GRACE = 60  # seconds
 FEW_LANES = 4  # below this EnvPool's wake-ups cost more than its threads save (docs/architecture.md has the figures)
@@ -111,6 +111,8 @@ def single(env: str | MakeEnv, max_episode_steps: int | None = None, **kwargs: A
     def make_one() -> gym.Env:
         if isinstance(env, str):
             made = make_registered(env, **kwargs)
+        elif not callable(env):
+            raise ConfigError(f"{env!r} makes no environment: pass an id, the class, or a function that makes one")
         else:
             try:
                 made = env(**kwargs)
