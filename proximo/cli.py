@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import gymnasium as gym
 import tyro
@@ -105,16 +105,23 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run:
     return session.begin(name, config, asked.out, asked.quiet, notes)
 
 
-def resume(dir: Dir, steps: int | None = None, env: str | None = None, quiet: bool = False) -> Run:
+def resume(
+    dir: Dir,
+    steps: int | None = None,
+    env: str | None = None,
+    device: Literal["auto", "cpu", "cuda"] | None = None,
+    quiet: bool = False,
+) -> Run:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     Args:
         dir: the run's folder.
         steps: go on to this many steps in all.
         env: the environment again, where the folder alone must not name it (module:Id).
+        device: go on elsewhere; the numbers then differ a little.
         quiet: show nothing but the result.
     """
-    return session.resume(dir, env, steps, quiet)
+    return session.resume(dir, env, steps, device, quiet)
 
 
 def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = None) -> None:
@@ -187,7 +194,7 @@ def warn(text: str) -> None:
 def finish(run: Run) -> int:
     """Say where everything is; the exit code."""
     score = f"{run.score.mean:.1f} ± {run.score.std:.1f} over {len(run.score.returns)} episodes" if run.score else "–"
-    if run.interrupted:
+    if run.interrupted and not run.finished:
         print(f"stopped at step {run.step:,}, saved; `proximo resume {run.folder}` goes on")
     else:
         print(f"score  {score}")
@@ -227,6 +234,11 @@ def main() -> None:
     try:
         sys.exit(execute(argv))
     except ProximoError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"proximo: {error}", file=sys.stderr)
+        sys.exit(2)
+    except OSError as error:  # a folder that may not be read, a disk that is gone
         if debug:
             traceback.print_exc()
         print(f"proximo: {error}", file=sys.stderr)

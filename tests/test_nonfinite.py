@@ -166,7 +166,7 @@ def test_an_environment_that_raises(backend: str, watched: list[Watched], tmp_pa
 @pytest.mark.parametrize(
     ("reward", "told"),
     [
-        (1e39, r"reward is inf at step 0 of the rollout, lane 0"),  # more than float32 holds
+        (1e39, r"the reward is inf in lane 0 at step 1 of its environment"),  # more than float32 holds
         (1e38, r"advantage is inf at step \d of the rollout, lane \d"),  # the sum of four is
         (1e20, r"the loss is inf although every column of the batch is finite"),  # its square is
     ],

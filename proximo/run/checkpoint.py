@@ -106,9 +106,10 @@ def latest(run: Path, say: Callable[[str], None]) -> Checkpoint:
 
 
 def none_yet(run: Path) -> bool:
-    """Whether the run was stopped before its first checkpoint, at step 0, was in place."""
+    """Whether the run was stopped before its first checkpoint, at step 0, was in place; then nothing was logged."""
     folder = run / "checkpoints"
-    return not folder.exists() or all(path.name == f".writing-{0:012d}" for path in folder.iterdir())
+    begun = folder.exists() and any(path.name != f".writing-{0:012d}" for path in folder.iterdir())
+    return not begun and not (run / "metrics.jsonl").exists()
 
 
 def all_of(run: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.errors import EnvFailure, ProximoError
+from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.run.agent import Agent
 from proximo.run.seeding import EVALUATION, derived
 
@@ -63,6 +64,8 @@ def _together(agent: Agent, make: Callable[[], gym.Env], indices: range, seed: i
                 observations[i], reward, terminated, truncated, _ = envs[i].step(action)
                 returns[i] += float(reward)
                 lengths[i] += 1
+                if not math.isfinite(returns[i]):
+                    raise NonFiniteError(f"the reward is {reward} in evaluation, step {lengths[i]} of an episode")
                 if not (terminated or truncated):
                     still.append(i)
             running = still

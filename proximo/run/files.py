@@ -24,6 +24,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+    except MemoryError:
+        raise CheckpointError(f"{path} does not fit into memory") from None
 
 
 def read_json(path: Path) -> Any:

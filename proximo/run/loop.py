@@ -68,11 +68,12 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
             record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
             if run.finished or crossed(before, run.step, c.eval_every):
                 measure(run, log, reporter)
-            if run.finished or interrupts.caught or crossed(before, run.step, c.checkpoint_every):
+            if run.finished or crossed(before, run.step, c.checkpoint_every):
                 save(run)
-                if not run.finished and interrupts.caught is None:
+                if not run.finished:
                     start_lanes(run)
         run.interrupted = interrupts.caught
+        keep(run)
 
 
 def crossed(before: int, now: int, every: int) -> bool:

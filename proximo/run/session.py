@@ -95,17 +95,23 @@ def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, n
         return drive(run, quiet, notes)
 
 
-def resume(path: str | Path, env: EnvLike | None = None, steps: int | None = None, quiet: bool = False) -> Run:
+def resume(
+    path: str | Path,
+    env: EnvLike | None = None,
+    steps: int | None = None,
+    device: str | None = None,
+    quiet: bool = False,
+) -> Run:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
-    run to that many in all; its schedules then see the new length.
+    run to that many in all; its schedules then see the new length. `device` moves it; the numbers then differ a little.
     """
     path = Path(path)
     config = folder.read_config(path)
     env = environment_of(config, env)
-    if steps is not None:
-        config = replace(config, run=replace(config.run, steps=steps))
+    changes: dict[str, Any] = {"steps": steps, "device": device}
+    config = replace(config, run=replace(config.run, **{k: v for k, v in changes.items() if v is not None}))
     notes: list[str] = []
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
     device, _ = choose_device(config)
@@ -137,7 +143,7 @@ def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None)
     """
     path = Path(path)
     config = folder.read_config(run_of(path))
-    saved = checkpoint.latest(path, say) if run_of(path) == path else checkpoint.load(path)
+    saved = checkpoint.load(path) if run_of(path) != path.resolve() else checkpoint.latest(path, say)
     fit(config, saved)
     agent = agent_of(config, "cpu", fresh=False)
     load_policy(agent.policy, saved)
@@ -164,6 +170,7 @@ def evaluate_run(path: Path, episodes: int, env: EnvLike | None, say: Callable[[
 
 def run_of(path: Path) -> Path:
     """The run's folder, given it or one of its checkpoints."""
+    path = path.resolve()
     return path.parent.parent if (path / checkpoint.MANIFEST).exists() else path
 
 

@@ -244,7 +244,10 @@ class EnvPoolLanes(gym.vector.VectorEnv):
         size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
         with warnings.catch_warnings():  # of the precision of its bounds
             warnings.simplefilter("ignore")
-            self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
+            try:
+                self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
+            except Exception as error:
+                raise ConfigError(f"EnvPool cannot make {name} with {size | extra}: {error}") from error
             self.single_observation_space = self.pool.observation_space
             self.single_action_space = self.pool.action_space
         self.num_envs = lanes

@@ -101,7 +101,7 @@ class EnvSource:
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action))
         self.taken += 1
         observation = self._checked(observation)
-        reward = self._column("reward", reward, np.float64)
+        reward = self._column("reward", reward, np.float32)
         terminated, truncated = self._column("terminated", terminated, bool), self._column("truncated", truncated, bool)
         if not np.isfinite(reward).all():
             lane = int(np.flatnonzero(~np.isfinite(reward))[0])
@@ -147,7 +147,8 @@ class EnvSource:
         """One number (or bool) a lane."""
         assert self.envs is not None
         try:
-            column = np.asarray(values, dtype)
+            with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
+                column = np.asarray(values, dtype)
         except (TypeError, ValueError) as error:
             raise EnvFailure(f"the environment returned {name} = {values!r}: {error}") from None
         if column.shape != (self.envs.num_envs,):
@@ -161,6 +162,9 @@ class EnvSource:
         if not isinstance(observation, np.ndarray) or observation.shape != wanted:
             shape = getattr(observation, "shape", type(observation).__name__)
             raise EnvFailure(f"the environment returned observations of shape {shape}, its space says {wanted}")
+        if observation.dtype == np.float64:
+            with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
+                observation = observation.astype(np.float32)
         if not np.isfinite(observation.sum()) and not np.isfinite(observation).all():
             lane, feature = np.argwhere(~np.isfinite(observation))[0].tolist()[:2]
             value = observation[lane, feature]

@@ -29,11 +29,12 @@ def sgd(
     torch's global generator. Returns the mean over all minibatches of loss, grad_norm (before clipping to
     `max_grad_norm`, L2) and what the Terms report, as scalar tensors.
 
-    Raises NonFiniteError, with every parameter as it was before the call, if a loss, a gradient or a parameter
-    ceases to be finite.
+    Raises NonFiniteError, with every parameter and the optimizer as they were before the call, if a loss, a gradient
+    or a parameter ceases to be finite.
     """
     parameters = list(policy.parameters())
-    before = [p.detach().clone() for p in parameters]
+    live = [*parameters, *(tensor for state in optimizer.state.values() for tensor in state.values())]
+    before = [tensor.detach().clone() for tensor in live]
     rows = batch.flatten()
     seen: list[Diagnostics] = []
     try:
@@ -53,8 +54,8 @@ def sgd(
             raise NonFiniteError("a weight overflowed: the update was undone; lower the learning rate")
     except NonFiniteError:
         with torch.no_grad():
-            for parameter, old in zip(parameters, before, strict=True):
-                parameter.copy_(old)
+            for tensor, old in zip(live, before, strict=True):
+                tensor.copy_(old)
         raise
     return {name: torch.stack([report[name] for report in seen]).mean() for name in seen[0]}
 
