@@ -33,7 +33,6 @@ class Run:
     folder: Path
     config: Resolved
     agent: Agent
-    policy: ActorCritic
     algorithm: Algorithm
     source: EnvSource
     make_one: MakeEnv | None  # for evaluation; None where only a vector environment is at hand
@@ -43,6 +42,10 @@ class Run:
     score: Score | None = None  # the last evaluation
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last update
     interrupted: int | None = None  # the signal that ended training early
+
+    @property
+    def policy(self) -> ActorCritic:
+        return self.agent.policy
 
     @property
     def finished(self) -> bool:

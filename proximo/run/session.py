@@ -207,7 +207,7 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm, config.run.envs)
     source = EnvSource(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, gym.vector.VectorEnv) else single(env, config.run.max_episode_steps)
-    return Run(Path(), config, agent, agent.policy, algorithm, source, make_one)
+    return Run(Path(), config, agent, algorithm, source, make_one)
 
 
 def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
