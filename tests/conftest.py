@@ -1,4 +1,4 @@
-"""A small finished run, trained once, of which every test that needs one gets a copy; the command, in this process."""
+"""A small finished run, trained once, to copy or to spoil; the command, in this process; a register of environments."""
 
 from __future__ import annotations
 
@@ -7,15 +7,29 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import pytest
 
 import proximo
 from proximo import cli
+from tests.hostile import config_of, plant
 
 os.environ.setdefault("SDL_VIDEODRIVER", "dummy")  # pygame draws without a screen
+SMALL: dict[str, Any] = dict(steps=512, envs=2, horizon=32, epochs=1, minibatches=2, eval_episodes=1)
+TINY = SMALL | dict(minibatches=1)
+
+
+def flags(name: str, value: Any) -> list[str]:
+    """The words that ask for a setting."""
+    name = name.replace("_", "-")
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
+
+
+TINY_FLAGS = [word for name, value in TINY.items() for word in flags(name, value)] + ["--quiet"]
 
 
 @pytest.fixture(scope="session")
@@ -43,6 +57,7 @@ class Outcome(NamedTuple):
 
 
 Command = Callable[..., Outcome]
+Complaint = Callable[..., str]
 Register = Callable[[Callable[..., object]], str]
 
 
@@ -64,6 +79,27 @@ def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
+def complaint(command: Command, tmp_path: Path) -> Complaint:
+    """The one line that a command leaves on stderr: exactly one; and under it the traceback that --debug adds."""
+
+    def said(*argv: object, train: object = None) -> str:
+        words = list(argv) if train is None else ["train", train, *TINY_FLAGS, "--out", tmp_path / "new", *argv]
+        plain = command(*words)
+        assert plain.code == 2, plain
+        assert "Traceback" not in plain.err + plain.out
+        assert plain.err.startswith("proximo: ")
+        assert plain.err.count("\n") == 1, plain.err
+        shutil.rmtree(tmp_path / "new", ignore_errors=True)
+        debugged = command(*words, "--debug")
+        assert debugged.code == 2
+        assert "Traceback (most recent call last)" in debugged.err
+        assert debugged.err.endswith(plain.err)
+        return plain.err.rstrip()
+
+    return said
+
+
+@pytest.fixture
 def register() -> Iterator[Register]:
     """Give a maker of environments an id for the length of a test; returns the id."""
     ids: list[str] = []
@@ -76,3 +112,12 @@ def register() -> Iterator[Register]:
     yield add
     for name in ids:
         del gym.registry[name]
+
+
+@pytest.fixture
+def hostile(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A run with one checkpoint, at step 1,024 of 2,048: for `plant` and `forge` to spoil."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # nothing here is about crashes
+    shutil.copytree(trained, tmp_path / "hostile", ignore=lambda folder, names: {*names} - {"config.json"})
+    plant(tmp_path / "hostile", trained, config_of(trained))
+    return tmp_path / "hostile"

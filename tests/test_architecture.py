@@ -100,7 +100,8 @@ def test_from_env_step_to_the_gradient_is_eight_files_and_sixty_lines_each() -> 
     lanes = lanes_for("CartPole-v1", 2, "sync")
     spaces = {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
     run = session.build("CartPole-v1", replace(config, spaces=spaces), lanes)
-    run.source.restart(0)
+    policy, algorithm, source = run.policy, run.algorithm, run.source
+    source.restart(0)
     lines: dict[str, set[int]] = defaultdict(set)
 
     def trace(frame: FrameType, event: str, arg: Any) -> Any:
@@ -112,10 +113,10 @@ def test_from_env_step_to_the_gradient_is_eight_files_and_sixty_lines_each() -> 
     previous = sys.gettrace()
     sys.settrace(trace)
     try:
-        run.algorithm.step(run.source.collect(run.policy), 0.0)
+        algorithm.step(source.collect(policy), 0.0)
     finally:
         sys.settrace(previous)
-        run.source.close()
+        source.close()
     assert set(lines) - BESIDE == PATH
     assert len(PATH) == 8
     assert max(len(passed) for passed in lines.values()) <= 60, {k: len(v) for k, v in lines.items()}

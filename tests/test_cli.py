@@ -1,4 +1,4 @@
-"""Every verb of the command and of the Python API does what it says, as a user would see it."""
+"""Every verb of the command does what it says, as a user would see it."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -18,36 +17,23 @@ import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
-from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from matplotlib.figure import Figure
 from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import proximo
 from proximo.algorithms import ALGORITHMS
 from proximo.models.actor_critic import Network
 from proximo.presets import PRESETS
 from proximo.run import session
 from proximo.run.config import RunConfig
 from proximo.sources.backends import BACKENDS
-from tests.conftest import Command, Register
+from tests.conftest import SMALL, Command, Register, flags
+from tests.toys import Toy
 
-SMALL: dict[str, Any] = dict(steps=512, envs=2, horizon=32, epochs=1, minibatches=2, eval_episodes=1)
 METRICS = (
     "step update seconds steps_per_second episodes return_mean length_mean policy_loss value_loss entropy kl "
     "clip_fraction explained_variance grad_norm lr"
 )
-
-
-def flags(name: str, value: Any) -> list[str]:
-    """The words that ask for a setting."""
-    name = name.replace("_", "-")
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no-{name}"]
-    return [f"--{name}", *map(str, value if isinstance(value, list) else [value])]
-
-
 FLAGS = [word for name, value in SMALL.items() for word in flags(name, value)]
 
 
@@ -305,88 +291,3 @@ def test_the_command_stands_alone(program: list[str], trained: Path) -> None:
     done = subprocess.run(argv, capture_output=True, text=True, check=True)
     assert json.loads(done.stdout)["returns"] == rows(trained / "eval.jsonl")[0]["returns"]
     assert done.stderr == ""
-
-
-class Toy(gym.Env):
-    """A user's ten lines: any action space, five observations, twenty steps."""
-
-    def __init__(self, action_space: gym.Space | None = None, length: int = 20) -> None:
-        self.observation_space, self.length = spaces.Box(-1, 1, (5,)), length
-        self.action_space = action_space or spaces.Discrete(3)
-
-    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
-        super().reset(seed=seed)
-        self.left = self.length
-        return self.np_random.uniform(-1, 1, 5).astype(np.float32), {}
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        assert self.action_space.contains(action), repr(action)
-        self.left -= 1
-        return self.np_random.uniform(-1, 1, 5).astype(np.float32), 1.0, self.left == 0, False, {}
-
-    def render(self) -> np.ndarray:
-        return np.full((32, 32, 3), self.left % 256, np.uint8)
-
-
-@pytest.mark.parametrize("env", ["CartPole-v1", Toy, lambda: Toy(), lambda: gym.make("CartPole-v1")])
-def test_python_trains_an_id_a_class_and_a_function(env: Any, tmp_path: Path) -> None:
-    run = proximo.train(env, **SMALL, quiet=True, out=tmp_path / "run")
-    assert run.folder == tmp_path / "run"
-    assert 512 - 64 < run.step <= 512
-    assert run.score is not None
-    assert len(run.score.returns) == 1
-    assert run.score.mean == (20 if run.agent.observation_space.shape == (5,) else run.score.lengths[0])
-    assert run.agent.action_space.contains(run.agent.act(run.agent.observation_space.sample()))
-    longer = proximo.resume(run.folder, env=env, steps=640, quiet=True)
-    assert run.step < longer.step <= 640
-
-
-@pytest.mark.parametrize("mode", AutoresetMode)
-def test_python_trains_a_vector_environment_of_any_mode(mode: AutoresetMode, tmp_path: Path) -> None:
-    lanes = SyncVectorEnv([Toy] * 2, autoreset_mode=mode)
-    run = proximo.train(lanes, **SMALL, quiet=True, out=tmp_path / "run")
-    dead = run.update * 64 - run.step
-    assert dead == (2 * (256 // 21) if mode == AutoresetMode.NEXT_STEP else 0)
-    assert run.score is None  # no single environment to evaluate in
-    assert run.metrics["length_mean"] == run.metrics["return_mean"] == 20
-    assert run.agent.act(np.zeros((2, 5))).shape == (2,)
-    lanes.reset(seed=1)  # it is still the caller's, and open
-    lanes.close()
-
-
-ACTIONS = [
-    *(spaces.Discrete(4), spaces.Discrete(3, start=-1), spaces.Box(-2, 2, (3,)), spaces.Box(0, 9, (2, 2), np.int64)),
-    *(spaces.MultiDiscrete([2, 3], np.int32), spaces.MultiDiscrete([[2, 3], [4, 5]]), spaces.MultiBinary(3)),
-    *(spaces.MultiBinary((2, 2)), spaces.Box(np.array([0, -np.inf], np.float32), np.array([5, 1], np.float32))),
-]
-
-
-@pytest.mark.parametrize("space", ACTIONS, ids=str)
-def test_the_loaded_agent_acts_as_the_trained_one_within_the_space(space: gym.Space, tmp_path: Path) -> None:
-    run = proximo.train(lambda: Toy(space), **SMALL, lr=0.05, quiet=True, out=tmp_path / "run")
-    loaded = proximo.load(run.folder)
-    assert loaded.action_space == space
-    observations = np.random.default_rng(0).uniform(-1, 1, (50, 5)).astype(np.float32)
-    many = loaded.act(observations)
-    np.testing.assert_array_equal(many, run.agent.act(observations))
-    for observation, action in zip(observations, many, strict=True):
-        np.testing.assert_allclose(loaded.act(observation), action, rtol=1e-5)
-        assert space.contains(loaded.act(observation))
-        assert space.contains(loaded.act(observation, deterministic=False))
-    torch.manual_seed(0)
-    drawn = loaded.act(observations, deterministic=False)
-    torch.manual_seed(0)
-    np.testing.assert_array_equal(drawn, run.agent.act(observations, deterministic=False))
-    assert len({action.tobytes() for action in drawn}) > 1
-
-
-def test_training_and_loading_leave_the_callers_generators_alone(trained: Path, tmp_path: Path) -> None:
-    def draws(between: Callable[[], object]) -> list[float]:
-        torch.manual_seed(0)
-        np.random.seed(0)
-        between()
-        return [float(torch.rand(())), np.random.rand()]
-
-    untouched = draws(lambda: None)
-    assert draws(lambda: proximo.train(Toy, **SMALL, quiet=True, out=tmp_path / "run")) == untouched
-    assert draws(lambda: proximo.load(trained)) == untouched

@@ -1,4 +1,4 @@
-"""Environments whose every value is known."""
+"""Environments whose every value is known, and one that does wrong what it is told to."""
 
 from __future__ import annotations
 
@@ -64,3 +64,48 @@ class RecallContinuous(Recall):
 
     def __init__(self) -> None:
         super().__init__(continuous=True)
+
+
+class Toy(gym.Env):
+    """A user's ten lines: any action space, five observations, twenty steps."""
+
+    def __init__(self, action_space: gym.Space | None = None, length: int = 20) -> None:
+        self.observation_space, self.length = gym.spaces.Box(-1, 1, (5,)), length
+        self.action_space = action_space or gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.left = self.length
+        return self.np_random.uniform(-1, 1, 5).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), repr(action)
+        self.left -= 1
+        return self.np_random.uniform(-1, 1, 5).astype(np.float32), 1.0, self.left == 0, False, {}
+
+    def render(self) -> np.ndarray:
+        return np.full((32, 32, 3), self.left % 256, np.uint8)
+
+
+class Faulty(gym.Env):
+    """Three numbers, two actions, episodes of ten steps; `reset` and `step` say what it returns instead."""
+
+    def __init__(self, reset: Any = None, step: Any = None, length: int = 10, **spaces: gym.Space) -> None:
+        self.observation_space = spaces.get("observation", gym.spaces.Box(-1, 1, (3,), np.float32))
+        self.action_space = spaces.get("action", gym.spaces.Discrete(2))
+        self.bad_reset, self.bad_step, self.length = reset, step, length
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        self.taken, made = 0, (np.zeros(3, np.float32), {})
+        return made if self.bad_reset is None else self.bad_reset(*made)
+
+    def step(self, action: Any) -> Any:
+        self.taken += 1
+        made = np.zeros(3, np.float32), 1.0, self.taken >= self.length, False, {}
+        return made if self.bad_step is None or self.taken < 5 else self.bad_step(*made)
+
+    def render(self) -> None: ...
+
+
+def breaks_down(*made: Any) -> Any:
+    raise RuntimeError("the simulator\nis gone")
