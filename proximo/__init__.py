@@ -12,7 +12,8 @@ from proximo.errors import (
     UnsupportedSpace,
 )
 from proximo.run.agent import Agent
-from proximo.run.loop import Run
+from proximo.run.run import Run
+from proximo.run.session import evaluate_run as evaluate
 from proximo.run.session import load_agent as load
 from proximo.run.session import resume, train
 
@@ -28,6 +29,7 @@ __all__ = [
     "RunFolderError",
     "UnknownName",
     "UnsupportedSpace",
+    "evaluate",
     "load",
     "resume",
     "train",

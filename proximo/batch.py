@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,9 +46,6 @@ class Batch:
         if name.startswith("__"):
             raise AttributeError(name)
         raise AttributeError(f"this batch has no column {name!r}; it has {', '.join(self.__dict__)}")
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.__dict__)
 
     def replace(self, **columns: Any) -> Batch:
         """A new batch with these columns added or exchanged."""

@@ -21,9 +21,9 @@ from proximo.models.actor_critic import Network
 from proximo.presets import PRESETS
 from proximo.run import folder, session
 from proximo.run.config import Resolved, RunConfig
-from proximo.run.loop import Run
 from proximo.run.play import record_video
 from proximo.run.plot import plot_runs
+from proximo.run.run import Run
 from proximo.sources.backends import BACKENDS, envpool_ids
 
 ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
@@ -69,6 +69,9 @@ def train_verb(defaults: Defaults) -> Callable[..., Request]:
         network: Annotated[Network, Inline] = defaults.network,
     ) -> Request:
         """Train an agent on a Gymnasium environment.
+
+        Where the help shows a default, the preset's value comes first: the flags you give stand over the preset, which
+        stands over the defaults.
 
         Args:
             env: the environment's id, for example CartPole-v1.
@@ -177,10 +180,12 @@ def list_() -> None:
         for row in rows:
             table.add_row("", *row)
         console.print(f"[bold]{title}[/]", table)
-    for owner, names in (("Gymnasium", list(gym.registry)), ("EnvPool", envpool_ids())):
-        shown = " ".join(sorted(names)) or 'not installed: pip install "proximo[envpool]"'
-        console.print(f"[bold]environments of {owner} ({len(names)})[/]")
-        console.print(f"  {shown}", markup=False)
+    pooled = set(envpool_ids())
+    for title, names in (("", set(gym.registry)), (" that EnvPool has too", set(gym.registry) & pooled)):
+        console.print(f"[bold]environments{title} ({len(names)})[/]")
+        console.print(f"  {' '.join(sorted(names))}", markup=False)
+    if not pooled:
+        print('  EnvPool is not installed: pip install "proximo[envpool]"')
 
 
 def to_json(tree: Any) -> str:

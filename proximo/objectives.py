@@ -78,7 +78,7 @@ def clip(epsilon: float) -> Term:
     """
 
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        log_ratio = evaluation.logp - batch.logp
+        log_ratio = torch.where(batch.mask, evaluation.logp - batch.logp, 0)  # of dead rows exp may overflow
         ratio = log_ratio.exp()
         clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
         loss = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)

@@ -12,14 +12,9 @@ from proximo.errors import CheckpointError
 
 
 def live_tensors(**components: Any) -> dict[str, Tensor]:
-    """{"component.name": tensor} of modules, of objects with `state_tensors()`, and of bare tensors; None has none."""
+    """{"component.name": tensor} of modules and of objects with `state_tensors()`."""
     found: dict[str, Tensor] = {}
     for prefix, component in components.items():
-        if component is None:
-            continue
-        if isinstance(component, Tensor):
-            found[prefix] = component
-            continue
         module = isinstance(component, torch.nn.Module)
         own: dict[str, Tensor] = component.state_dict(keep_vars=True) if module else component.state_tensors()
         found |= {f"{prefix}.{name}": tensor for name, tensor in own.items()}

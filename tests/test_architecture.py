@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rooms that stand before it in this order, and from itself.
 ORDER = [
     ("errors",),
-    ("batch",),
+    ("batch", "checks"),
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "objectives"),
     ("models", "updaters", "sources"),

@@ -177,7 +177,7 @@ def test_normalizer_counts_live_rows_alone() -> None:
 def test_reward_scale_is_the_deviation_of_the_discounted_return() -> None:
     rng = np.random.default_rng(0)
     steps, lanes, gamma = 50, 3, 0.9
-    scale, returns, carry = RewardScale(gamma, lanes), [], np.zeros(lanes)
+    scale, returns, carry = RewardScale(gamma), [], np.zeros(lanes)
     for _ in range(2):  # the return goes on from one collection into the next
         reward, start = rng.normal(size=(steps, lanes)), rng.random((steps, lanes)) < 0.1
         mask = rng.random((steps, lanes)) < 0.9

@@ -115,7 +115,7 @@ def test_loss_gradients_and_step_agree(space: gym.Space, seed: int, monkeypatch:
     policy = ActorCritic(gym.spaces.Box(-9, 9, (5,)), space, Network()).double()
     batch = collected(policy)
     theirs = sb3_with_the_weights_of(policy, space)
-    ours = PPO(policy, CONFIG, LANES)
+    ours = PPO(policy, CONFIG)
     rows = standardize(gae(batch, CONFIG.gamma, CONFIG.lam))
     loss, _ = ours.objective(policy.evaluate(rows), rows)
     parameters = dict(policy.named_parameters())

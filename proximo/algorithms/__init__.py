@@ -23,7 +23,7 @@ class Algorithm(Protocol):
         ...
 
 
-# Each has a Config of its own and is made from (policy, config, lanes).
+# Each has a Config of its own and is made from (policy, config).
 ALGORITHMS: dict[str, Any] = {"ppo": PPO}
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from proximo.advantages import explained_variance, gae, standardize
-from proximo.algorithms.checks import check
 from proximo.batch import Batch
+from proximo.checks import check
 from proximo.coefficients import linear
 from proximo.models.normalize import RewardScale
 from proximo.objectives import clip, entropy, value_error
@@ -57,19 +57,17 @@ class PPO:
 
     Config = PPOConfig
 
-    def __init__(self, policy: Policy, config: PPOConfig, lanes: int) -> None:
+    def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy.named_parameters(), eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma, lanes).to(policy.device) if config.normalize_reward else None
+        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
-        if self.reward_scale is not None:
-            batch = self.reward_scale(batch)
-        batch = gae(batch, c.gamma, c.lam)
+        batch = gae(self.reward_scale(batch), c.gamma, c.lam)
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
         )

@@ -36,8 +36,6 @@ class Network:
     def __post_init__(self) -> None:
         if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
             raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
-        if self.activation not in ACTIVATIONS:
-            raise ConfigError(f"activation is {self.activation!r}: choose one of {', '.join(ACTIVATIONS)}")
 
 
 def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.Sequential:
@@ -59,39 +57,36 @@ class ActorCritic(nn.Module):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
         super().__init__()
         features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
-        self.normalizer = Normalizer(features) if network.normalize_observation else None
+        self.normalizer = Normalizer(features) if network.normalize_observation else nn.Identity()
         self.head: Any = head_for(action_space)
         self.actor = tower((features, *network.hidden, self.head.outputs), activation, gain=0.01)
         self.critic = tower((features, *network.hidden, 1), activation, gain=1.0)
 
     @property
     def device(self) -> torch.device:
-        return self.actor[0].weight.device  # type: ignore[return-value]
+        return next(self.parameters()).device
 
     def noise(self, *shape: int) -> Tensor:
         return self.head.noise(*shape, device=self.device)
 
-    def normalize(self, observation: Tensor) -> Tensor:
-        return observation if self.normalizer is None else self.normalizer(observation)
-
     @torch.no_grad()
     def act(self, observation: Tensor, noise: Tensor | None) -> Tensor:
-        distribution = self.head(self.actor(self.normalize(observation)))
+        distribution = self.head(self.actor(self.normalizer(observation)))
         return distribution.mode() if noise is None else distribution.sample(noise)
 
     def to_env(self, action: Tensor) -> Any:
         return self.head.to_env(action.cpu().numpy())
 
     def value(self, observation: Tensor) -> Tensor:
-        return self.critic(self.normalize(observation)).squeeze(-1)
+        return self.critic(self.normalizer(observation)).squeeze(-1)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        features = self.normalize(batch.observation)
+        features = self.normalizer(batch.observation)
         distribution = self.head(self.actor(features))
         return Evaluation(distribution.logp(batch.action), self.critic(features).squeeze(-1), distribution)
 
     def observe(self, batch: Batch) -> None:
-        if self.normalizer is not None:
+        if isinstance(self.normalizer, Normalizer):
             self.normalizer.observe(batch)
 
 

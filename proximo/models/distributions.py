@@ -1,12 +1,14 @@
 """Distributions over actions, and the heads that make them from a network's outputs.
 
-All randomness comes from outside, as noise drawn beforehand.
+All randomness comes from outside, as noise drawn beforehand. A head is a module, for those with parameters of their
+own: `outputs` numbers of the network -> distribution; `noise(*shape)` for its samples; `to_env(action)`, [N, ...], in
+the environment's units.
 """
 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -15,21 +17,6 @@ from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
 from proximo.errors import UnsupportedSpace
-from proximo.policy import Distribution
-
-
-class Head(Protocol):
-    """What an action space asks of a policy. Heads are modules, for those with parameters of their own."""
-
-    outputs: int  # how many numbers the network must give
-
-    def __call__(self, outputs: Tensor) -> Distribution: ...
-
-    def noise(self, *shape: int, device: torch.device) -> Tensor: ...
-
-    def to_env(self, action: np.ndarray) -> np.ndarray:
-        """Actions [N, ...] in the environment's units."""
-        ...
 
 
 class Categorical(NamedTuple):
@@ -146,7 +133,7 @@ class BernoulliHead(nn.Module):
     def __init__(self, space: gym.spaces.MultiBinary) -> None:
         super().__init__()
         self.shape, self.dtype = space.shape, space.dtype
-        self.outputs = int(np.prod(self.shape))
+        self.outputs = math.prod(self.shape)
 
     def forward(self, outputs: Tensor) -> Bernoulli:
         return Bernoulli(outputs)
@@ -195,7 +182,7 @@ class GaussianHead(nn.Module):
 
     def __init__(self, space: gym.spaces.Box) -> None:
         super().__init__()
-        self.outputs, self.shape, self.dtype = int(np.prod(space.shape)), space.shape, space.dtype
+        self.outputs, self.shape, self.dtype = math.prod(space.shape), space.shape, space.dtype
         self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
         bounded = np.isfinite(self.low) & np.isfinite(self.high)
         low, high = np.where(bounded, self.low, -1.0), np.where(bounded, self.high, 1.0)

@@ -62,22 +62,21 @@ class RewardScale(nn.Module):
     Engstrom et al. 2020 (arXiv:2005.12729), "reward scaling": R_t = r_t + γ R_{t−1} within an episode.
     """
 
-    carry: Tensor
-
-    def __init__(self, gamma: float, lanes: int, limit: float = 10.0) -> None:
+    def __init__(self, gamma: float, limit: float = 10.0) -> None:
         super().__init__()
         self.gamma, self.limit, self.moments = gamma, limit, RunningMoments(1)
-        self.register_buffer("carry", torch.zeros(lanes, dtype=torch.float64))
+        self.carry: Tensor | None = None  # the open episodes' R [N]; not saved, as episodes begin anew at a checkpoint
 
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:
         """A batch with scaled rewards; its returns, over the live rows, are taken in first."""
-        reward, discounted, carry = batch.reward.double(), [], self.carry
+        reward, discounted = batch.reward.double(), []
+        carry = torch.zeros_like(reward[0]) if self.carry is None else self.carry
         for t in range(len(reward)):
             carried = torch.where(batch.start[t], 0.0, self.gamma * carry) + reward[t]
             carry = torch.where(batch.mask[t], carried, carry)
             discounted.append(carry)
-        self.carry.copy_(carry)
+        self.carry = carry
         self.moments.update(torch.stack(discounted)[batch.mask].unsqueeze(-1))
         scaled = batch.reward / self.moments.std().to(batch.reward.dtype)
         return batch.replace(reward=scaled.clamp(-self.limit, self.limit))

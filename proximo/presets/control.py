@@ -25,7 +25,7 @@ CONTROL = (
              gamma=0.99, lam=0.94, value_coef=1.0, normalize_observation=True, normalize_reward=True),
     ),
     Preset(
-        "pendulum", "RL Baselines3 Zoo, ppo.yml, Pendulum-v1, annealed and without state-dependent noise", ("Pendulum-",),
+        "pendulum", "RL Baselines3 Zoo, ppo.yml, Pendulum-v1, annealed, plain Gaussian noise", ("Pendulum-",),
         dict(steps=300_000, envs=4, horizon=1024, epochs=10, minibatches=64, lr=1e-3,
              gamma=0.9, lam=0.95, value_coef=1.0),
     ),

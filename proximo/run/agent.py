@@ -19,19 +19,24 @@ class Agent:
         self.policy = policy
         self.observation_space, self.action_space = observation_space, action_space
 
+    def __repr__(self) -> str:
+        return f"<Agent: {self.observation_space} -> {self.action_space}>"
+
     def act(self, observation: Any, deterministic: bool = True) -> Any:
         """The action for one observation, or an array of actions for an array of observations [N, ...].
 
         `deterministic` takes the most likely action; otherwise one is drawn (torch's global generator).
         Raises ConfigError for an observation of another shape, NonFiniteError for NaN or infinity.
         """
-        given, wanted = np.asarray(observation), self.observation_space.shape or ()
+        with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
+            given = np.asarray(observation, np.float32)
+        wanted = self.observation_space.shape or ()
         if given.shape[-len(wanted) :] != wanted or given.ndim > len(wanted) + 1:
             raise ConfigError(f"the observation has shape {given.shape}; this agent was trained on {wanted}")
         if not np.isfinite(given).all():
             raise NonFiniteError("the observation holds NaN or infinity")
         many = given.ndim > len(wanted)
-        rows = torch.as_tensor(given if many else given[None], dtype=torch.float32, device=self.policy.device)
+        rows = torch.as_tensor(given if many else given[None], device=self.policy.device)
         noise = None if deterministic else self.policy.noise(len(rows))
         actions = self.policy.to_env(self.policy.act(rows, noise))
         return actions if many else actions[0]

@@ -53,7 +53,10 @@ def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mappi
     files[MANIFEST] = to_json({**manifest, "sha256": _digest(manifest)})
     final, aside = checkpoints / f"{step:012d}", checkpoints / f".writing-{step:012d}"
     try:
+        if checkpoints.is_symlink():
+            raise CheckpointError(f"{checkpoints} is a link: nothing is written through it")
         checkpoints.mkdir(parents=True, exist_ok=True)
+        sync_folder(checkpoints.parent)
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir()
         for name, data in files.items():
@@ -115,7 +118,7 @@ def none_yet(run: Path) -> bool:
 def all_of(run: Path) -> list[Path]:
     """Every checkpoint folder of a run, oldest first; one that was replaced counts while its successor is not there."""
     folder = run / "checkpoints"
-    if not folder.is_dir():
+    if not folder.is_dir() or folder.is_symlink():
         return []
     found = {path.name: path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()}
     steps = {name.removeprefix(REPLACED) for name in found}
@@ -150,7 +153,7 @@ def _digest(tree: Any) -> str:
 def _verified(path: Path, entry: Any) -> bytes:
     if not isinstance(entry, dict) or not isinstance(entry.get("bytes"), int):
         raise CheckpointError(f"{path.parent / MANIFEST} says nothing usable of {path.name}")
-    data = read_bytes(path, JSON_LIMIT if path.suffix == ".json" else TENSOR_LIMIT)
+    data = read_bytes(path, min(JSON_LIMIT if path.suffix == ".json" else TENSOR_LIMIT, max(entry["bytes"], 0)))
     if len(data) != entry["bytes"]:
         raise CheckpointError(f"{path} has {len(data)} bytes, its manifest says {entry['bytes']}: truncated or changed")
     if hashlib.sha256(data).hexdigest() != entry.get("sha256"):

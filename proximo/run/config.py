@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from proximo.algorithms import algorithm_named
-from proximo.algorithms.checks import check
+from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.actor_critic import Network
 
@@ -115,9 +115,7 @@ class Resolved:
         return dataclasses.asdict(self)
 
 
-def resolved(
-    env: str, algo: str, preset: str, settings: dict[str, Any], registered: bool = True, spaces: Any = None
-) -> Resolved:
+def resolved(env: str, algo: str, preset: str, settings: dict[str, Any], registered: bool = True) -> Resolved:
     """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
     config = algorithm_named(algo).Config
     owners = {f.name: owner for owner in (RunConfig, config, Network) for f in dataclasses.fields(owner)}
@@ -130,7 +128,12 @@ def resolved(
         owner: _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
         for owner in (RunConfig, config, Network)
     }
-    return Resolved(env, algo, preset, made[RunConfig], made[config], made[Network], registered, spaces or {})
+    return Resolved(env, algo, preset, made[RunConfig], made[config], made[Network], registered)
+
+
+def changed(run: RunConfig, **changes: Any) -> RunConfig:
+    """The same with some fields exchanged (None leaves one), checked like any others."""
+    return _built(RunConfig, {**dataclasses.asdict(run), **{k: v for k, v in changes.items() if v is not None}})
 
 
 def from_json(tree: Any) -> Resolved:

@@ -12,8 +12,10 @@ import numpy as np
 
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.run.agent import Agent
-from proximo.run.seeding import EVALUATION, derived
+from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
+from proximo.sources.backends import MakeEnv
 
+TOGETHER = 32  # episodes played side by side
 LONGEST = 100_000  # steps after which an episode is taken to have no end
 
 
@@ -37,20 +39,27 @@ class Score:
         return {**summary, "episodes": len(self.returns), **asdict(self)}
 
 
-def evaluate(agent: Agent, make: Callable[[], gym.Env], episodes: int, seed: int, deterministic: bool = True) -> Score:
-    """Play `episodes` whole episodes, the i-th with a seed derived from (seed, i); no statistic of the agent changes.
+def evaluate(
+    agent: Agent, make: MakeEnv, episodes: int, seed: int, stop: Callable[[], bool] = lambda: False
+) -> Score | None:
+    """Play whole episodes with the most likely actions, the i-th seeded by (seed, i); None if told to `stop`.
 
-    Raises EnvFailure for an environment that raises, or an episode that has no end.
+    No statistic of the agent changes, nor do the caller's generators. Raises EnvFailure for an environment that
+    raises, or an episode that has no end; NonFiniteError for a reward that is no number.
     """
     score = Score([], [])
-    for first in range(0, episodes, 32):
-        part = _together(agent, make, range(first, min(first + 32, episodes)), seed, deterministic)
-        score.returns.extend(part.returns)
-        score.lengths.extend(part.lengths)
+    with borrowed_generators():
+        seed_all(derived(seed, EVALUATION, 0))
+        for first in range(0, episodes, TOGETHER):
+            part = _together(agent, make, range(first, min(first + TOGETHER, episodes)), seed, stop)
+            if part is None:
+                return None
+            score.returns.extend(part.returns)
+            score.lengths.extend(part.lengths)
     return score
 
 
-def _together(agent: Agent, make: Callable[[], gym.Env], indices: range, seed: int, deterministic: bool) -> Score:
+def _together(agent: Agent, make: MakeEnv, indices: range, seed: int, stop: Callable[[], bool]) -> Score | None:
     """One episode each, in step, so that the policy is asked once for all that are still open."""
     envs: list[gym.Env] = []
     try:
@@ -58,7 +67,9 @@ def _together(agent: Agent, make: Callable[[], gym.Env], indices: range, seed: i
         observations = [env.reset(seed=derived(seed, EVALUATION, i))[0] for i, env in zip(indices, envs, strict=True)]
         returns, lengths, running = [0.0] * len(envs), [0] * len(envs), list(range(len(envs)))
         while running:
-            actions = agent.act(np.stack([observations[i] for i in running]), deterministic)
+            if stop():
+                return None
+            actions = agent.act(np.stack([observations[i] for i in running]))
             still: list[int] = []
             for i, action in zip(running, actions, strict=True):
                 observations[i], reward, terminated, truncated, _ = envs[i].step(action)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
@@ -16,13 +17,17 @@ JSON_LIMIT = 16 * 2**20  # bytes; no honest JSON of a run comes near
 def read_bytes(path: Path, limit: int) -> bytes:
     """A regular file's bytes: no link, no pipe, no device, no more than `limit`."""
     try:
-        status = path.lstat()
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path} is not a regular file")
-        if status.st_size > limit:
-            raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are read")
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with os.fdopen(descriptor, "rb") as file:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise CheckpointError(f"{path} is not a regular file")
+            if status.st_size > limit:
+                raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are read")
+            return file.read(limit)
     except OSError as error:
+        if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise CheckpointError(f"{path} is not a regular file") from None
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
     except MemoryError:
         raise CheckpointError(f"{path} does not fit into memory") from None

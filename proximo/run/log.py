@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from proximo.errors import RunFolderError
 from proximo.run.folder import EVALS, METRICS
 
 
@@ -17,28 +20,41 @@ class RunLog:
         # TensorBoard's package takes a second to import; only a run that trains pays for it.
         from torch.utils.tensorboard.writer import SummaryWriter
 
-        self.metrics_file = (folder / METRICS).open("a", buffering=1)
-        self.evals_file = (folder / EVALS).open("a", buffering=1)
-        self.events = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
+        self.folder = folder
+        with self.writing():
+            self.metrics_file = (folder / METRICS).open("a", buffering=1)
+            self.evals_file = (folder / EVALS).open("a", buffering=1)
+            self.events = SummaryWriter(str(folder), purge_step=step + 1)
 
     def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write an update's metrics; returns them as written (numbers that are not finite become null)."""
         row = {name: finite(value) for name, value in row.items()}
-        self.metrics_file.write(json.dumps(row) + "\n")
-        for name, value in row.items():
-            if value is not None and name not in ("step", "update"):
-                self.events.add_scalar(f"train/{name}", value, row["step"])
+        with self.writing():
+            self.metrics_file.write(json.dumps(row) + "\n")
+            for name, value in row.items():
+                if value is not None and name not in ("step", "update"):
+                    self.events.add_scalar(f"train/{name}", value, row["step"])
         return row
 
     def evaluation(self, row: dict[str, Any]) -> None:
-        self.evals_file.write(json.dumps(row) + "\n")
-        for name in ("return_mean", "length_mean"):
-            self.events.add_scalar(f"eval/{name}", row[name], row["step"])
+        with self.writing():
+            self.evals_file.write(json.dumps(row) + "\n")
+            for name in ("return_mean", "length_mean"):
+                self.events.add_scalar(f"eval/{name}", row[name], row["step"])
 
     def close(self) -> None:
-        self.metrics_file.close()
-        self.evals_file.close()
-        self.events.close()
+        with self.writing():
+            self.metrics_file.close()
+            self.evals_file.close()
+            self.events.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """A disk that refuses is told in one line."""
+        try:
+            yield
+        except OSError as error:
+            raise RunFolderError(f"cannot write to {self.folder}: {error}; its last checkpoint stands") from error
 
 
 def finite(value: Any) -> Any:

@@ -10,6 +10,7 @@ from rich.live import Live
 from rich.panel import Panel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from proximo.run.evaluate import Score
 
@@ -18,10 +19,10 @@ SHOWN = (
     ("episode length", "length_mean", ".1f"),
     ("episodes", "episodes", ",d"),
     ("steps/s", "steps_per_second", ",.0f"),
-    ("policy loss", "policy_loss", ".4f"),
-    ("value loss", "value_loss", ".4f"),
+    ("policy loss", "policy_loss", ".3g"),
+    ("value loss", "value_loss", ".3g"),
     ("entropy", "entropy", ".3f"),
-    ("KL", "kl", ".5f"),
+    ("KL", "kl", ".2g"),
     ("clip fraction", "clip_fraction", ".3f"),
     ("explained variance", "explained_variance", ".3f"),
     ("gradient norm", "grad_norm", ".3f"),
@@ -95,7 +96,7 @@ class LivePanel:
         cells.append(f"[dim]evaluation[/] {self.score}")
         for i in range(0, len(cells), 3):
             table.add_row(*cells[i : i + 3])
-        return Panel(Group(self.bar, table), title=self.title, title_align="left")
+        return Panel(Group(self.bar, table), title=Text(self.title), title_align="left")
 
     def say(self, text: str) -> None:
         self.live.console.print(text, highlight=False, markup=False)
@@ -109,7 +110,7 @@ class LivePanel:
 
     def close(self, done: bool) -> None:
         if done:  # what is left is less than a rollout
-            self.bar.update(self.task, completed=self.bar.tasks[0].total)
+            self.bar.update(self.task, total=self.bar.tasks[0].completed)
         self.live.stop()
 
 

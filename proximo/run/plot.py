@@ -16,6 +16,7 @@ from proximo.errors import ConfigError, RunFolderError
 from proximo.run.files import replace_durably
 from proximo.run.folder import EVALS, METRICS, read_config, read_rows
 
+MOST_SHOWN = 3  # differing settings in a legend's line
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 
 
@@ -45,7 +46,7 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
         for folder in group:
             axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
     axes.set(xlabel="environment steps", ylabel="return (mean of the last 100 episodes)")
-    axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations)", fontsize=10)
+    axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations, deterministic)", fontsize=10)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
     axes.grid(alpha=0.3)
     axes.legend(loc="best", fontsize=8)
@@ -78,7 +79,10 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
     sections = ("run", "algorithm", "network")
     flat = [{key: value for section in sections for key, value in setting[section].items()} for setting in settings]
     names = [name for name in flat[0] if name != "seed" and len({str(other.get(name)) for other in flat}) > 1]
-    return [[f"{name} {setting.get(name)}" for name in names] for setting in flat]
+    if len({setting["preset"] for setting in settings}) > 1:
+        return [[f"preset {setting['preset']}"] for setting in settings]
+    more = [f"{len(names) - MOST_SHOWN} more"] if len(names) > MOST_SHOWN else []
+    return [[f"{name} {setting.get(name)}" for name in names[:MOST_SHOWN]] + more for setting in flat]
 
 
 def curve_of(folder: Path, name: str) -> Curve:

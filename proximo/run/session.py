@@ -18,17 +18,19 @@ from proximo.models.distributions import head_for
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
-from proximo.run.config import Resolved, RunConfig, resolved
+from proximo.run.config import Resolved, RunConfig, changed, resolved
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
-from proximo.run.loop import Run, fit, learn, load, load_policy, save
+from proximo.run.loop import learn
 from proximo.run.panel import reporter_for
 from proximo.run.plot import has_curve, plot_runs
+from proximo.run.run import Run, load, load_policy, must_match, save
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
 from proximo.sources.envs import EnvSource
 
+FEW_UPDATES = 10
 WIDE = 512  # units from which a layer gains by a GPU
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
 
@@ -84,9 +86,8 @@ def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, n
     device, reason = choose_device(config)
     spaces = spaces_of(lanes)
     backend = "auto" if lanes.backend == "yours" else lanes.backend
-    run_config: Any = replace(config.run, device=device, backend=backend)
-    config = replace(config, run=run_config, spaces=spaces)
-    notes += [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}"]
+    config = replace(config, run=changed(config.run, device=device, backend=backend), spaces=spaces)
+    notes += [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", *cautions(config, lanes)]
     with threads(config.run.threads), borrowed_generators():
         seed_all(config.run.seed)
         run = build(env, config, lanes)
@@ -110,12 +111,10 @@ def resume(
     path = Path(path)
     config = folder.read_config(path)
     env = environment_of(config, env)
-    changes: dict[str, Any] = {"steps": steps, "device": device}
-    config = replace(config, run=replace(config.run, **{k: v for k, v in changes.items() if v is not None}))
+    config = replace(config, run=changed(config.run, steps=steps, device=device))
     notes: list[str] = []
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
-    device, _ = choose_device(config)
-    config = replace(config, run=replace(config.run, device=device))
+    config = replace(config, run=changed(config.run, device=choose_device(config)[0]))
     lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
@@ -144,7 +143,7 @@ def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None)
     path = Path(path)
     config = folder.read_config(run_of(path))
     saved = checkpoint.load(path) if run_of(path) != path.resolve() else checkpoint.latest(path, say)
-    fit(config, saved)
+    must_match(config, saved)
     agent = agent_of(config, "cpu", fresh=False)
     load_policy(agent.policy, saved)
     return agent
@@ -157,15 +156,22 @@ def opened(path: Path, env: EnvLike | None, say: Callable[[str], None]) -> tuple
     return agent, environment_of(config, env), config.run
 
 
-def evaluate_run(path: Path, episodes: int, env: EnvLike | None, say: Callable[[str], None]) -> Score:
-    """Play whole episodes with a run's newest good checkpoint."""
+def evaluate_run(
+    path: str | Path,
+    episodes: int = 20,
+    env: EnvLike | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> Score:
+    """Play whole episodes with a run's newest good checkpoint; `env` as in `resume`."""
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
-    agent, env, run = opened(path, env, say)
+    agent, env, run = opened(Path(path), env, say)
     if isinstance(env, gym.vector.VectorEnv):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
     with threads(run.threads):
-        return evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
+        score = evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
+    assert score is not None, "nothing asked it to stop"
+    return score
 
 
 def run_of(path: Path) -> Path:
@@ -177,21 +183,35 @@ def run_of(path: Path) -> Path:
 def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
     """Train to the end and draw the curve; everything is closed whatever happens."""
     title = f"{run.config.algo} · {run.config.env} · {run.folder}"
-    try:
-        with ExitStack() as stack:
-            stack.callback(run.source.close)
-            log = RunLog(run.folder, run.step)
-            stack.callback(log.close)
-            reporter = reporter_for(quiet, title, run.config.run.steps, run.step)
-            stack.callback(lambda: reporter.close(run.finished))
-            for note in notes:
-                reporter.say(note)
-            learn(run, log, reporter)
-    except OSError as error:
-        raise RunFolderError(f"cannot write to {run.folder}: {error}; its last checkpoint stands") from error
+    with ExitStack() as stack:
+        stack.callback(run.source.close)
+        log = RunLog(run.folder, run.step)
+        stack.callback(log.close)
+        reporter = reporter_for(quiet, title, run.config.run.steps, run.step)
+        stack.callback(lambda: reporter.close(run.finished))
+        for note in notes:
+            reporter.say(note)
+        learn(run, log, reporter)
     if has_curve(run.folder):
         plot_runs([run.folder], run.folder / folder.CURVE)
     return run
+
+
+def cautions(config: Resolved, lanes: Lanes) -> list[str]:
+    """What a user would want to know before the run rather than after it."""
+    run, updates, found = config.run, config.run.steps // config.rollout, list[str]()
+    if updates < FEW_UPDATES:
+        found.append(
+            f"only {updates} updates of {config.rollout:,} steps: expect little; raise --steps or lower --horizon"
+        )
+    if lanes.episode_limit and lanes.episode_limit * run.envs > run.checkpoint_every:
+        found.append(
+            f"episodes of {lanes.episode_limit:,} steps on {run.envs} lanes outlast the {run.checkpoint_every:,} steps "
+            "between checkpoints, where episodes are cut: raise --checkpoint-every"
+        )
+    if lanes.backend == "yours":
+        found.append("no evaluation: a vector environment was passed, and no maker of single ones")
+    return found
 
 
 def spaces_of(lanes: Lanes) -> dict[str, Any]:
@@ -204,7 +224,7 @@ def spaces_of(lanes: Lanes) -> dict[str, Any]:
 def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> Run:
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
     agent = agent_of(config, config.run.device, fresh)
-    algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm, config.run.envs)
+    algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
     source = EnvSource(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, gym.vector.VectorEnv) else single(env, config.run.max_episode_steps)
     return Run(Path(), config, agent, algorithm, source, make_one)
@@ -240,7 +260,8 @@ def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:
             raise CheckpointError(f"this run was trained on {config.env}, not on {env}")
         return env
     if not config.registered:
-        raise RunFolderError(f"this run's environment {config.env} was made in Python: pass it again as env=…")
+        advice = "in Python pass it again: proximo.resume(folder, env=…), proximo.evaluate(folder, env=…)"
+        raise RunFolderError(f"this run's environment {config.env} was made in Python; {advice}")
     if ":" in config.env:
         raise RunFolderError(f"{config.env} would import a module that this folder names: pass it yourself as env")
     return config.env

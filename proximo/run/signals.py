@@ -23,6 +23,8 @@ class Interrupts:
 
     def __exit__(self, kind: type[BaseException] | None, error: Any, trace: TracebackType | None) -> None:
         for number, handler in self._previous.items():
+            if handler is None:  # it was not installed from Python
+                continue
             signal.signal(number, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -30,7 +30,7 @@ def dtype_of(space: gym.Space) -> dict[str, str]:
     return {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
 
 
-def integers(described: dict[str, Any]) -> dict[str, Any]:
+def dtype_from(described: dict[str, Any]) -> dict[str, Any]:
     """What `dtype_of` said, checked, as an argument."""
     if "dtype" not in described:
         return {}
@@ -51,9 +51,9 @@ def space_from_json(described: Any) -> gym.Space:
                 low, high = (np.array([float(x) for x in described[k]]).reshape(shape) for k in ("low", "high"))
                 made = gym.spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype.type)
             case "discrete":
-                made = gym.spaces.Discrete(described["n"], start=described["start"], **integers(described))
+                made = gym.spaces.Discrete(described["n"], start=described["start"], **dtype_from(described))
             case "multi_discrete":
-                made = gym.spaces.MultiDiscrete(described["nvec"], start=described["start"], **integers(described))
+                made = gym.spaces.MultiDiscrete(described["nvec"], start=described["start"], **dtype_from(described))
             case "multi_binary":
                 made = gym.spaces.MultiBinary(described["n"])
             case other:

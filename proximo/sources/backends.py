@@ -16,6 +16,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
 from gymnasium.vector.async_vector_env import AsyncState
 
 from proximo.errors import ConfigError, EnvFailure, MissingExtra, unknown
@@ -45,6 +46,7 @@ class Lanes:
     action_space: gym.Space
     backend: str
     reason: str
+    episode_limit: int | None = None  # steps after which an episode is truncated, where that is known
 
 
 def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps: int | None = None) -> Lanes:
@@ -61,6 +63,9 @@ def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps
     try:
         spaces = one.observation_space, one.action_space
         chosen, reason = (backend, "as asked") if backend != "auto" else choose(env, one, lanes, max_episode_steps)
+        if chosen == "envpool" and not envpool_serves(str(env), one, max_episode_steps):
+            raise ConfigError(f"EnvPool's {env} has other spaces than Gymnasium's: use the sync or async backend")
+        limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
     if chosen == "envpool":
@@ -72,7 +77,7 @@ def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps
         make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **extra)  # noqa: E731
     else:
         make = lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)  # noqa: E731
-    return Lanes(quietly(make), *spaces, chosen, reason)
+    return Lanes(quietly(make), *spaces, chosen, reason, limit)
 
 
 def choose(env: EnvLike, one: gym.Env, lanes: int, max_episode_steps: int | None) -> tuple[str, str]:
@@ -110,7 +115,7 @@ def single(env: str | MakeEnv, max_episode_steps: int | None = None, **kwargs: A
 
     def make_one() -> gym.Env:
         if isinstance(env, str):
-            made = make_registered(env, **kwargs)
+            return Checked(make_registered(env, max_episode_steps=max_episode_steps, **kwargs))
         elif not callable(env):
             raise ConfigError(f"{env!r} makes no environment: pass an id, the class, or a function that makes one")
         else:
@@ -140,6 +145,8 @@ def make_registered(name: str, **kwargs: Any) -> gym.Env:
     except gym.error.UnregisteredEnv as error:
         if name.partition(":")[2]:
             raise ConfigError(f"{name}: {error}") from None
+        if name in envpool_ids():
+            raise ConfigError(f"{name} is in EnvPool alone: Gymnasium must have it too, to evaluate") from None
         raise unknown("environment", name, gym.registry, "`proximo list` shows them") from None
     except gym.error.Error as error:
         raise ConfigError(f"{name}: {error}") from None
@@ -161,7 +168,8 @@ def worker(make_one: MakeEnv, seed: int) -> MakeEnv:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(GRACE))
             random.seed(seed)
-            np.random.seed(seed % 2**32)
+            np.random.seed(seed)
+            torch.manual_seed(seed)
         return make_one()
 
     return make

@@ -37,9 +37,10 @@ class EnvSource:
     def restart(self, seed: int) -> None:
         """Build the lanes from `seed` and start their first episodes; the open ones are given up."""
         self.close()
-        self.envs = envs = self.make(seed)
-        self.mode = envs.metadata.get("autoreset_mode", AutoresetMode.NEXT_STEP)
-        self.taken, lanes = 0, envs.num_envs
+        self.taken = 0
+        self.envs = envs = self._guarded("start", lambda: self.make(seed))
+        self.mode = autoreset_mode(envs)
+        lanes = envs.num_envs
         self.observation = self._checked(self._guarded("reset", lambda: envs.reset(seed=seed))[0])
         self.ended = np.ones(lanes, bool)  # the lane's last step ended an episode (or nothing came before)
         self.dead = np.zeros(lanes, bool)  # the lane's next step only resets: its row is no transition
@@ -130,6 +131,8 @@ class EnvSource:
             )
         final = {int(lane): np.asarray(info["final_obs"][lane], np.float32) for lane in np.flatnonzero(ended)}
         for lane, row in final.items():
+            if row.shape != self.observation.shape[1:]:
+                raise EnvFailure(f"info['final_obs'] of lane {lane} has shape {row.shape}")
             if not np.isfinite(row).all():
                 raise NonFiniteError(f"the final observation holds NaN or infinity in lane {lane}, step {self.taken}")
         return final
@@ -172,6 +175,17 @@ class EnvSource:
         return observation
 
 
+def autoreset_mode(envs: gym.vector.VectorEnv) -> AutoresetMode:
+    """What the lanes do after an episode's end, as their metadata say; EnvFailure if they do not."""
+    said = envs.metadata.get("autoreset_mode")
+    try:
+        return AutoresetMode(said)
+    except ValueError:
+        known = ", ".join(f"AutoresetMode.{mode.name}" for mode in AutoresetMode)
+        advice = f"set it to one of {known} (gymnasium.vector)"
+        raise EnvFailure(f"the vector environment's metadata['autoreset_mode'] is {said!r}: {advice}") from None
+
+
 @torch.no_grad()
 def evaluated(policy: Policy, batch: Batch, last: Tensor, finals: dict[tuple[int, int], np.ndarray]) -> Batch:
     """Add logp, value and next_value, in one pass over the whole collection.
@@ -183,6 +197,6 @@ def evaluated(policy: Policy, batch: Batch, last: Tensor, finals: dict[tuple[int
     next_value = torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
     if finals:
         t, lane = (torch.tensor(index, device=policy.device) for index in zip(*finals, strict=True))
-        rows = torch.as_tensor(np.stack(list(finals.values())), device=policy.device)
+        rows = torch.as_tensor(np.stack(list(finals.values())), dtype=torch.float32, device=policy.device)
         next_value[t, lane] = policy.value(rows)
     return batch.replace(logp=opinion.logp, value=opinion.value, next_value=next_value)

@@ -18,11 +18,10 @@ class Adam(torch.optim.Adam):
         self,
         parameters: Iterable[tuple[str, nn.Parameter]],
         lr: float = 0.0,
-        betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
         self.named = dict(parameters)
-        super().__init__(self.named.values(), lr=lr, betas=betas, eps=eps, fused=True)
+        super().__init__(self.named.values(), lr=lr, eps=eps, fused=True)
         for parameter in self.named.values():
             self.state[parameter] = {
                 "step": torch.zeros((), dtype=torch.float32, device=parameter.device),

@@ -52,7 +52,7 @@ def sgd(
                 seen.append(report | {"loss": loss.detach(), "grad_norm": norm})
         if not all(bool(p.detach().isfinite().all()) for p in parameters):
             raise NonFiniteError("a weight overflowed: the update was undone; lower the learning rate")
-    except NonFiniteError:
+    except BaseException:
         with torch.no_grad():
             for tensor, old in zip(live, before, strict=True):
                 tensor.copy_(old)

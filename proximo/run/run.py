@@ -1,0 +1,97 @@
+"""A run: its folder, its parts, and how far it is; and how that becomes a checkpoint and comes back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from proximo.algorithms import Algorithm
+from proximo.errors import CheckpointError
+from proximo.models.actor_critic import ActorCritic
+from proximo.run import checkpoint
+from proximo.run.agent import Agent
+from proximo.run.config import Resolved
+from proximo.run.evaluate import Score
+from proximo.sources.backends import MakeEnv
+from proximo.sources.envs import EnvSource
+from proximo.state import live_tensors, restore
+
+
+@dataclass(repr=False)
+class Run:
+    """A run, while it trains and after."""
+
+    folder: Path
+    config: Resolved
+    agent: Agent
+    algorithm: Algorithm
+    source: EnvSource
+    make_one: MakeEnv | None  # for evaluation; None where only a vector environment is at hand
+    step: int = 0
+    update: int = 0
+    seconds: float = 0.0
+    score: Score | None = None  # the last evaluation
+    metrics: dict[str, Any] = field(default_factory=dict)  # of the last update
+    interrupted: int | None = None  # the signal that ended training early
+
+    def __repr__(self) -> str:
+        score = "no score" if self.score is None else f"score {self.score.mean:.1f} ± {self.score.std:.1f}"
+        return f"<Run of {self.config.algo} on {self.config.env}: {self.step:,} steps, {score}, in {self.folder}>"
+
+    @property
+    def policy(self) -> ActorCritic:
+        return self.agent.policy
+
+    @property
+    def finished(self) -> bool:
+        """No whole rollout fits into the steps that are left."""
+        return self.step + self.config.rollout > self.config.run.steps
+
+
+def state_of(run: Run) -> dict[str, Tensor]:
+    """Every tensor of the run but the policy's."""
+    return live_tensors(algorithm=run.algorithm, source=run.source)
+
+
+def save(run: Run) -> Path:
+    """Write a checkpoint of this moment."""
+    info = {
+        "step": run.step,
+        "update": run.update,
+        "seconds": run.seconds,
+        "env": run.config.env,
+        "algo": run.config.algo,
+        "spaces": run.config.spaces,
+    }
+    return checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
+
+
+def save_if_new(run: Run) -> None:
+    """Save, off the schedule, what no checkpoint holds yet."""
+    if not (run.folder / "checkpoints" / f"{run.step:012d}").exists():
+        save(run)
+
+
+def load(run: Run, saved: checkpoint.Checkpoint) -> None:
+    """Put a checkpoint's tensors and counters into a run that was built for it."""
+    must_match(run.config, saved)
+    step, update = saved.number("step", int), saved.number("update", int)
+    seconds = saved.number("seconds", int, float)
+    load_policy(run.policy, saved)
+    restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
+    run.step, run.update, run.seconds = step, update, seconds
+
+
+def load_policy(policy: ActorCritic, saved: checkpoint.Checkpoint) -> None:
+    """Put a checkpoint's model into a policy of the same shape."""
+    restore(policy.state_dict(keep_vars=True), saved.model, f"{saved.path}: {checkpoint.MODEL}")
+
+
+def must_match(config: Resolved, saved: checkpoint.Checkpoint) -> None:
+    """CheckpointError for a checkpoint of another environment or algorithm."""
+    for name, wanted in (("env", config.env), ("algo", config.algo), ("spaces", config.spaces)):
+        if (got := saved.info.get(name)) != wanted:
+            raise CheckpointError(f"{saved.path} is a checkpoint of another {name}: {str(got)[:200]}, not {wanted}")
