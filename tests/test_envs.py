@@ -7,6 +7,7 @@ x' = x + τ ẋ tells what the true next position is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import gymnasium as gym
@@ -21,7 +22,7 @@ from proximo.batch import Batch
 from proximo.errors import EnvFailure
 from proximo.models.distributions import Categorical
 from proximo.policy import Evaluation
-from proximo.sources.backends import EnvPoolLanes, lanes_for
+from proximo.sources.backends import EnvPoolLanes, lanes_for, single
 from proximo.sources.envs import EnvSource
 from tests.toys import GAMMA, Corridor, corridor_value
 
@@ -197,3 +198,45 @@ def test_auto_gives_slow_environments_a_process_each(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("proximo.sources.backends.step_seconds", lambda one: 0.01)
     assert lanes_for(Corridor, 4).backend == "async"
     assert lanes_for(Corridor, 1).backend == "sync"
+
+
+def test_disabled_autoreset_with_integer_observations() -> None:
+    class Bytes(gym.ObservationWrapper):
+        observation_space = gym.spaces.Box(0, 255, (1,), np.uint8)
+
+        def observation(self, observation: np.ndarray) -> np.ndarray:
+            return observation.astype(np.uint8)
+
+    for mode in MODES:
+        made = [lambda limit=limit: Bytes(Corridor(limit=limit)) for limit in LIMITS]
+        make = lambda seed, made=made, mode=mode: SyncVectorEnv(made, autoreset_mode=mode)  # noqa: E731
+        for batch in collections(make, knows_the_corridor(), 10, 2):
+            assert gae(batch, GAMMA, 0.95).advantage.abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("said", [None, "SameStep?", 3])
+def test_lanes_that_do_not_say_how_they_reset_are_refused(said: object) -> None:
+    lanes = SyncVectorEnv([Corridor])
+    lanes.metadata = {"autoreset_mode": said}  # type: ignore[dict-item]
+    with pytest.raises(EnvFailure, match=r"autoreset_mode.*AutoresetMode\.SAME_STEP"):
+        collections(lambda seed: lanes, knows_the_corridor(), 10, 1)
+
+
+@pytest.mark.parametrize("backend", ["sync", "async", "envpool"])
+def test_a_limit_above_the_registered_one_holds_everywhere(backend: str) -> None:
+    assert single("Acrobot-v1", 700)().spec.max_episode_steps == 700  # type: ignore[union-attr]
+    still = Oracle(lambda observation: observation[..., 0].double())
+    [batch] = collections(lanes_for("Acrobot-v1", 2, backend, 700).make, still, 702, 1)
+    assert batch.truncated.nonzero()[:, 0].tolist() == [699, 699]
+
+
+def test_a_maker_that_fails_in_its_worker_alone_is_no_disk_error() -> None:
+    home = os.getpid()
+
+    def maker() -> gym.Env:
+        if os.getpid() != home:
+            raise RuntimeError("no simulator here")
+        return Corridor()
+
+    with pytest.raises(EnvFailure):
+        collections(lanes_for(maker, 2, "async").make, knows_the_corridor(), 2, 1)

@@ -94,3 +94,13 @@ def test_standardize_ignores_shift_and_scale() -> None:
     other = standardize(Batch(advantage=7 * advantage - 3, mask=mask)).advantage
     torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-6)
     assert one[mask].mean().abs() < 1e-12
+
+
+def test_an_overflow_in_a_dead_row_reaches_no_gradient() -> None:
+    policy = policy_for(SPACES[0])
+    batch = random_batch(policy)
+    objective = clip(0.2) + 0.5 * value_error() - 0.1 * entropy()
+    wanted = gradient(objective(policy.evaluate(batch), batch)[0], policy)
+    dead = batch.replace(logp=torch.where(batch.mask, batch.logp, -1e9))
+    assert not batch.mask.all()
+    torch.testing.assert_close(gradient(objective(policy.evaluate(dead), dead)[0], policy), wanted)

@@ -80,3 +80,33 @@ def test_training_and_loading_leave_the_callers_generators_alone(trained: Path, 
     untouched = draws(lambda: None)
     assert draws(lambda: proximo.train(Toy, **SMALL, quiet=True, out=tmp_path / "run")) == untouched
     assert draws(lambda: proximo.load(trained)) == untouched
+
+
+@pytest.mark.parametrize("wrong", [dict(steps=1e3), dict(steps="1000"), dict(device="tpu"), dict(steps=0)])
+def test_resume_refuses_what_train_would_and_harms_nothing(wrong: dict[str, Any], run: Path) -> None:
+    before = (run / "config.json").read_bytes()
+    with pytest.raises(proximo.ConfigError):
+        proximo.resume(run, **wrong)
+    assert (run / "config.json").read_bytes() == before
+
+
+class Moody(Toy):
+    """It draws from generators that are nobody's own."""
+
+    def step(self, action: Any) -> Any:
+        observation, _, *rest = super().step(action)
+        return observation, float(np.random.rand() + torch.rand(())), *rest
+
+
+def test_evaluation_is_reproducible_even_so(tmp_path: Path) -> None:
+    run = proximo.train(Moody, **SMALL, quiet=True, out=tmp_path / "run")
+    one, two = (proximo.evaluate(run.folder, 3, env=Moody).returns for _ in range(2))
+    assert one == two
+    assert len(set(one)) > 1
+
+
+def test_an_observation_too_large_for_float32_is_refused(tmp_path: Path) -> None:
+    agent = proximo.train(Toy, **SMALL, quiet=True, out=tmp_path / "run").agent
+    with pytest.raises(proximo.NonFiniteError):
+        agent.act(np.full(5, 1e300))
+    assert "Agent" in repr(agent)
