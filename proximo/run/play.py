@@ -36,6 +36,7 @@ def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episod
 
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the one of its ways that needs no screen and is mostly there
+        os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
     made = single(env, run.max_episode_steps, render_mode="rgb_array")()
     fps = made.metadata.get("render_fps", 30)
     mp4: dict[str, Any] = {"fps": fps, "macro_block_size": 2}
