@@ -1,19 +1,6 @@
-"""`python -m proximo` is `proximo`, and so is the installed command."""
+"""`python -m proximo` is `proximo`."""
 
-from __future__ import annotations
-
-import sys
-
-
-def main() -> None:
-    """Import the command (torch takes a second or two) and run it; Ctrl-C ends it quietly at any moment."""
-    try:
-        from proximo.cli import main as command
-
-        command()
-    except KeyboardInterrupt:
-        sys.exit(130)
-
+from proximo.cli import main
 
 if __name__ == "__main__":
     main()
