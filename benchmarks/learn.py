@@ -147,10 +147,10 @@ def write_table(work: Path) -> None:
             plot_runs(runs, RESULTS / f"learn-{task.env}.png")
     lines += [
         "",
-        "Seeds are 0, 1, 2, …; settings are the preset that fits the environment, without any flag but these:",
+        "Seeds are 0, 1, 2, …; settings are the preset that fits the environment. The command:",
         "",
     ]
-    lines += ["    python benchmarks/learn.py --jobs 2", ""]
+    lines += ["    python benchmarks/learn.py", ""]
     for described in sorted({json.dumps([row["machine"], row["versions"]]) for row in rows}):
         where, with_what = json.loads(described)
         lines.append(f"Machine: {where}. Versions: {', '.join(f'{k} {v}' for k, v in with_what.items())}.")
