@@ -1,6 +1,7 @@
 """The `proximo` command: train, resume, eval, play, plot, list. Each verb is a function, its arguments the flags."""
 
 import json
+import os
 import sys
 import threading
 import traceback
@@ -243,6 +244,9 @@ def main() -> None:
             traceback.print_exc()
         print(f"proximo: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # whoever read our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
     except OSError as error:  # a folder that may not be read, a disk that is gone
         if debug:
             traceback.print_exc()

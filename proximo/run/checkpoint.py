@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
-import safetensors.torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from proximo.errors import CheckpointError
@@ -43,8 +44,8 @@ class Checkpoint:
 def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Any) -> Path:
     """Write checkpoints/<step>, whole or not at all; CheckpointError if the disk refuses."""
     files = {
-        MODEL: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in model.items()}),
-        STATE: safetensors.torch.save({k: v.detach().cpu().contiguous() for k, v in state.items()}),
+        MODEL: save_tensors({k: v.detach().cpu().contiguous() for k, v in model.items()}),
+        STATE: save_tensors({k: v.detach().cpu().contiguous() for k, v in state.items()}),
         INFO: to_json(info),
     }
     entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
@@ -128,7 +129,7 @@ def all_of(run: Path) -> list[Path]:
 
 def _tensors(data: bytes, path: Path) -> dict[str, Tensor]:
     try:
-        return safetensors.torch.load(data)
+        return load_tensors(data)
     except (safetensors.SafetensorError, ValueError, KeyError, TypeError, OverflowError, RuntimeError) as error:
         raise CheckpointError(f"{path} is not safetensors: {error}") from None
 
