@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -20,12 +21,8 @@ CONFIG, METRICS, EVALS, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "c
 
 def new_folder(out: str | Path | None, config: Resolved) -> Path:
     """Create the run's folder and its config.json; RunFolderError if something is already there."""
-    if out is None:
-        name = re.sub(r"[^\w.-]+", "-", config.env).strip("-")
-        out = f"runs/{name}-{config.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-        out = next(path for i in itertools.count(1) if not (path := Path(out + (f"-{i}" if i > 1 else ""))).exists())
-    path = Path(out)
     try:
+        path = generated(config) if out is None else Path(out)
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, not a folder: choose another --out")
         if path.exists() and any(path.iterdir()):
@@ -34,8 +31,20 @@ def new_folder(out: str | Path | None, config: Resolved) -> Path:
         path.mkdir(parents=True, exist_ok=True)
         write_config(path, config)
     except OSError as error:
-        raise RunFolderError(f"cannot write to {path}: {error.strerror}") from None
+        raise RunFolderError(f"cannot write to {out or 'runs/'}: {error.strerror}") from None
     return path
+
+
+def generated(config: Resolved) -> Path:
+    """A new folder under runs/, named after the run; nobody else's, even if begun in the same second."""
+    name = re.sub(r"[^\w.-]+", "-", config.env).strip("-")
+    name = f"{name}-{config.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for i in itertools.count(1):
+        path = Path("runs", name if i == 1 else f"{name}-{i}")
+        with contextlib.suppress(FileExistsError):
+            path.mkdir(parents=True)
+            return path
+    raise AssertionError("unreachable")
 
 
 def write_config(path: Path, config: Resolved) -> None:
