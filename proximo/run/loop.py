@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 from proximo.errors import ProximoError
 from proximo.run.evaluate import evaluate
@@ -13,9 +14,7 @@ from proximo.run.panel import Reporter
 from proximo.run.run import Run, save, save_if_new
 from proximo.run.seeding import LANES, UPDATES, derived, seed_all
 from proximo.run.signals import Interrupts
-from proximo.state import restore
-
-Result = TypeVar("Result")
+from proximo.state import live_tensors, restore
 
 
 def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
@@ -29,13 +28,15 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
         while not run.finished and interrupts.caught is None:
             begin, before = time.perf_counter(), run.step
             seed_all(derived(c.seed, UPDATES, run.update))
-            batch = kept(run, lambda: run.source.collect(run.policy))
-            report = kept(run, lambda batch=batch: run.algorithm.step(batch, run.step / c.steps))
+            with kept(run):
+                batch = run.source.collect(run.policy)
+                report = run.algorithm.step(batch, run.step / c.steps)
             run.policy.observe(batch)
             run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
             record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
             if run.finished or crossed(before, run.step, c.eval_every):
-                kept(run, lambda: measure(run, log, reporter, interrupts))
+                with kept(run):
+                    measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
                 save(run)
                 if not run.finished:
@@ -55,12 +56,13 @@ def start_lanes(run: Run) -> None:
     run.source.restart(seed)
 
 
-def kept(run: Run, step: Callable[[], Result]) -> Result:
-    """What `step` returns; if it fails, the run is as it was before, and what was learned until here is saved."""
-    live = run.algorithm.state_tensors()
+@contextmanager
+def kept(run: Run) -> Iterator[None]:
+    """If the block fails, the run's tensors are as they were before it, and what was learned until then is saved."""
+    live = live_tensors(policy=run.policy, algorithm=run.algorithm)
     before = {name: tensor.detach().clone() for name, tensor in live.items()}
     try:
-        return step()
+        yield
     except (ProximoError, KeyboardInterrupt):
         restore(live, before, "undoing a failed update")
         save_if_new(run)

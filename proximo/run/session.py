@@ -106,7 +106,8 @@ def resume(
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
-    run to that many in all; its schedules then see the new length. `device` moves it; the numbers then differ a little.
+    run to that many in all, which is not the run of that length from the start (docs/architecture.md). `device` moves
+    it; the numbers then differ a little.
     """
     path = Path(path)
     config = folder.read_config(path)
