@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from proximo.batch import Batch
-from proximo.reduce import masked_mean, masked_variance
+from proximo.reduce import discounted_sum, masked_mean, masked_variance
 
 
 def gae(batch: Batch, gamma: float, lam: float) -> Batch:
@@ -22,10 +22,7 @@ def gae(batch: Batch, gamma: float, lam: float) -> Batch:
     next_value = torch.where(batch.terminated, 0, batch.next_value)
     delta = torch.where(batch.mask, batch.reward + gamma * next_value - batch.value, 0)
     carry = gamma * lam * (batch.mask & ~(batch.terminated | batch.truncated)).to(delta.dtype)
-    advantage = torch.empty_like(delta)
-    following = torch.zeros_like(delta[0])
-    for t in reversed(range(len(delta))):
-        following = torch.addcmul(delta[t], carry[t], following, out=advantage[t])
+    advantage = discounted_sum(delta, carry)
     return batch.replace(advantage=advantage, returns=advantage + batch.value)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -54,6 +54,17 @@ class Batch:
     def map(self, f: Callable[[Tensor], Tensor]) -> Batch:
         """A new batch with `f` applied to every tensor."""
         return Batch(**{name: tree_map(f, column) for name, column in self.__dict__.items()})
+
+    def leaves(self) -> list[Tensor]:
+        """Every tensor, in a fixed order."""
+        found: list[Tensor] = []
+        self.map(lambda x: found.append(x) or x)
+        return found
+
+    def with_leaves(self, leaves: Iterable[Tensor]) -> Batch:
+        """A batch of the same columns with these tensors, in the order of `leaves`."""
+        following = iter(leaves)
+        return self.map(lambda _: next(following))
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda x: x.to(device))

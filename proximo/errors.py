@@ -50,6 +50,10 @@ class NonFiniteError(ProximoError, FloatingPointError):
     """A NaN or an infinity, stopped before it reached the weights."""
 
 
+class StaleGraph(ProximoError, RuntimeError):
+    """A compiled graph that no longer computes what it was traced from."""
+
+
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownName:
     """An error that names the closest known names (or, where few, all of them); `hint` says what else helps."""
     known = sorted(known)

@@ -1,4 +1,4 @@
-"""Means over the live rows of a batch. Every loss and statistic is reduced here, with an explicit denominator."""
+"""Means over the live rows of a batch, with an explicit denominator; and sums over time."""
 
 from __future__ import annotations
 
@@ -18,3 +18,17 @@ def masked_variance(x: Tensor, mask: Tensor, unbiased: bool = False) -> Tensor:
     """Variance of `x` over the rows where `mask` holds: a scalar."""
     squares = torch.where(mask, x - masked_mean(x, mask), 0).square().sum()
     return squares / (mask.sum() - int(unbiased)).clamp(min=1)
+
+
+def discounted_sum(x: Tensor, carry: Tensor) -> Tensor:
+    """y[t] = x[t] + carry[t] · y[t + 1] along the first dimension, y = 0 after the last; all [T, ...].
+
+    By doubling (Hillis & Steele 1986): after pass k each row holds the sum of the 2ᵏ rows from it on, so that log₂ T
+    operations on whole tensors do the work of a loop over T.
+    """
+    reach = 1
+    while reach < len(x):
+        x = torch.cat([x[:-reach] + carry[:-reach] * x[reach:], x[-reach:]])
+        carry = torch.cat([carry[:-reach] * carry[reach:], torch.zeros_like(carry[-reach:])])
+        reach *= 2
+    return x

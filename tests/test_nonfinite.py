@@ -240,7 +240,7 @@ def test_an_update_is_undone_as_a_whole(case: str, epochs: int) -> None:
     spoil, lr, told = SPOILED[case]
     policy, batch = small_policy(), small_batch()
     before = [p.detach().clone() for p in policy.parameters()]
-    optimizer = Adam(policy.named_parameters(), lr=lr)
+    optimizer = Adam(policy, lr=lr)
     with pytest.raises(NonFiniteError, match=told):
         sgd(policy, optimizer, from_the_fifth(spoil), batch, epochs, minibatches=4, max_grad_norm=0.5)
     assert all(torch.equal(p, old) for p, old in zip(policy.parameters(), before, strict=True))
@@ -249,7 +249,7 @@ def test_an_update_is_undone_as_a_whole(case: str, epochs: int) -> None:
 def test_the_same_update_without_a_fault_is_kept() -> None:
     policy, batch = small_policy(), small_batch()
     before = [p.detach().clone() for p in policy.parameters()]
-    optimizer = Adam(policy.named_parameters(), lr=1e-3)
+    optimizer = Adam(policy, lr=1e-3)
     sgd(policy, optimizer, from_the_fifth(lambda loss: loss), batch, 2, minibatches=4, max_grad_norm=0.5)
     assert not all(torch.equal(p, old) for p, old in zip(policy.parameters(), before, strict=True))
 
@@ -259,4 +259,4 @@ def test_the_error_names_the_column_the_step_and_the_lane(column: str) -> None:
     policy, batch = small_policy(), small_batch()
     vars(batch)[column][5, 3] = torch.nan
     with pytest.raises(NonFiniteError, match=f"{column} is nan at step 5 of the rollout, lane 3"):
-        sgd(policy, Adam(policy.named_parameters(), lr=1e-3), value_error(), batch, 1, minibatches=4, max_grad_norm=0.5)
+        sgd(policy, Adam(policy, lr=1e-3), value_error(), batch, 1, minibatches=4, max_grad_norm=0.5)

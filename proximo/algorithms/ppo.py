@@ -59,7 +59,7 @@ class PPO:
 
     def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy.named_parameters(), eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5)
         self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 

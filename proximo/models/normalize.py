@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
+from proximo.reduce import discounted_sum
 
 
 class RunningMoments(nn.Module):
@@ -70,13 +71,12 @@ class RewardScale(nn.Module):
     @torch.no_grad()
     def forward(self, batch: Batch) -> Batch:
         """A batch with scaled rewards; its returns, over the live rows, are taken in first."""
-        reward, discounted = batch.reward.double(), []
-        carry = torch.zeros_like(reward[0]) if self.carry is None else self.carry
-        for t in range(len(reward)):
-            carried = torch.where(batch.start[t], 0.0, self.gamma * carry) + reward[t]
-            carry = torch.where(batch.mask[t], carried, carry)
-            discounted.append(carry)
-        self.carry = carry
-        self.moments.update(torch.stack(discounted)[batch.mask].unsqueeze(-1))
+        reward = batch.reward.double()
+        keep = torch.where(batch.mask, self.gamma * (~batch.start).double(), 1.0)
+        own = torch.where(batch.mask, reward, 0)
+        own[0] += keep[0] * (0.0 if self.carry is None else self.carry)
+        discounted = discounted_sum(own.flip(0), keep.flip(0)).flip(0)
+        self.carry = discounted[-1]
+        self.moments.update(discounted[batch.mask].unsqueeze(-1))
         scaled = batch.reward / self.moments.std().to(batch.reward.dtype)
         return batch.replace(reward=scaled.clamp(-self.limit, self.limit))

@@ -53,6 +53,8 @@ class RunConfig:
     """Where the policy lives; auto takes the GPU only for networks wide enough to gain from it."""
     backend: BackendName = "auto"
     """How lanes are stepped; auto takes what is faster for the environment, and says so."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Compile policy and update, which takes seconds; auto does it where the run is long enough to gain."""
     checkpoint_every: int = 100_000
     """Steps between checkpoints; environments restart there (that is what makes resuming exact)."""
     eval_every: int = 100_000

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,16 @@ from proximo.run.config import Resolved, RunConfig, changed, resolved
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
 from proximo.run.loop import learn
+from proximo.run.machine import choose_compile, choose_device, computing, threads
 from proximo.run.panel import reporter_for
 from proximo.run.plot import has_curve, plot_runs
 from proximo.run.run import Run, load, load_policy, must_match, save
-from proximo.run.seeding import borrowed_generators, seed_all
+from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
 from proximo.sources.envs import EnvSource
 
 FEW_UPDATES = 10
-WIDE = 512  # units from which a layer gains by a GPU
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
 
 
@@ -83,12 +83,13 @@ def name_of(env: EnvLike) -> str:
 def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
     """Build a run from a resolved configuration, in a new folder, and train it."""
     lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
-    device, reason = choose_device(config)
+    (device, reason), (compile, why) = choose_device(config), choose_compile(config)
     spaces = spaces_of(lanes)
     backend = "auto" if lanes.backend == "yours" else lanes.backend
-    config = replace(config, run=changed(config.run, device=device, backend=backend), spaces=spaces)
-    notes += [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", *cautions(config, lanes)]
-    with threads(config.run.threads), borrowed_generators():
+    config = replace(config, run=changed(config.run, device=device, backend=backend, compile=compile), spaces=spaces)
+    notes += [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {compile}: {why}"]
+    notes += cautions(config, lanes)
+    with computing(config.run):
         seed_all(config.run.seed)
         run = build(env, config, lanes)
         run.folder = folder.new_folder(out, config)
@@ -115,11 +116,14 @@ def resume(
     config = replace(config, run=changed(config.run, steps=steps, device=device))
     notes: list[str] = []
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
-    config = replace(config, run=changed(config.run, device=choose_device(config)[0]))
+    compile, why = choose_compile(config)
+    if compile != config.run.compile:
+        notes.append(f"compile {compile}: {why}; the numbers then differ a little")
+    config = replace(config, run=changed(config.run, device=choose_device(config)[0], compile=compile))
     lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
-    with threads(config.run.threads), borrowed_generators():
+    with computing(config.run):
         seed_all(config.run.seed)
         run = build(env, config, lanes, fresh=saved is None)
         run.folder = path
@@ -266,26 +270,3 @@ def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:
     if ":" in config.env:
         raise RunFolderError(f"{config.env} would import a module that this folder names: pass it yourself as env")
     return config.env
-
-
-def choose_device(config: Resolved) -> tuple[str, str]:
-    """The device and why; ConfigError where a GPU was asked for and there is none."""
-    asked, there = config.run.device, torch.cuda.is_available()
-    if asked == "cuda" and not there:
-        raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
-    if asked != "auto":
-        return asked, "as asked"
-    if there and max(config.network.hidden, default=0) >= WIDE:
-        return "cuda", f"a layer of {max(config.network.hidden)} units gains by it"
-    return "cpu", "a small network is faster there" if there else "torch finds no GPU"
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -13,12 +13,14 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from proximo.batch import Batch
+from proximo.compiler import fused
 from proximo.errors import EnvFailure, NonFiniteError
 from proximo.policy import Policy
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
 MakeEnvs = Callable[[int], gym.vector.VectorEnv]
+Finals = dict[tuple[int, int], np.ndarray]  # (step, lane): the observation that an episode ended with
 
 
 class EnvSource:
@@ -31,6 +33,7 @@ class EnvSource:
     def __init__(self, make: MakeEnvs, horizon: int) -> None:
         self.make, self.horizon = make, horizon
         self.envs: gym.vector.VectorEnv | None = None
+        self.policy: Policy | None = None  # the one that `act` and `judge` are for
         self.episodes = Episodes()
         self.taken = 0  # vector steps since the restart, for messages
 
@@ -40,10 +43,18 @@ class EnvSource:
         self.taken = 0
         self.envs = envs = self._guarded("start", lambda: self.make(seed))
         self.mode = autoreset_mode(envs)
-        lanes = envs.num_envs
-        self.observation = self._checked(self._guarded("reset", lambda: envs.reset(seed=seed))[0])
-        self.ended = np.ones(lanes, bool)  # the lane's last step ended an episode (or nothing came before)
-        self.dead = np.zeros(lanes, bool)  # the lane's next step only resets: its row is no transition
+        self.lanes = envs.num_envs
+        first = self._shaped(self._guarded("reset", lambda: envs.reset(seed=seed))[0])
+        horizon, lanes = self.horizon, self.lanes
+        if not hasattr(self, "observation"):
+            self.observation = np.zeros((horizon + 1, *first.shape), np.float32)  # one row more: what came last
+            self.reward = np.zeros((horizon, lanes))
+            self.mask = np.ones((horizon + 1, lanes), bool)
+            self.terminated, self.truncated = np.zeros((2, horizon, lanes), bool)
+            self.rows = torch.from_numpy(self.observation).unbind()
+        self.observation[0] = self.observation[-1] = first
+        self.mask[-1], self.fresh = True, np.ones(lanes, bool)
+        self._finite(0)
         self.episodes.restart(lanes)
 
     def collect(self, policy: Policy) -> Batch:
@@ -53,32 +64,18 @@ class EnvSource:
         infinity.
         """
         assert self.envs is not None, "restart comes first"
-        horizon, lanes, device = self.horizon, self.envs.num_envs, policy.device
-        observations = torch.empty(horizon + 1, lanes, *self.observation.shape[1:])
-        reward = np.zeros((horizon, lanes), np.float32)
-        mask, start, terminated, truncated = (np.zeros((horizon, lanes), bool) for _ in range(4))
-        finals: dict[tuple[int, int], np.ndarray] = {}
+        self.observation[0], self.mask[0], self.mask[1:] = self.observation[-1], self.mask[-1], True
+        self.finals: Finals = {}
+        noise = policy.noise(self.horizon, self.lanes)
+        if policy is not self.policy:
+            self.policy, self.judge = policy, None
+            self.act = fused(policy, lambda seen, drawn: (policy.act(seen, drawn),), [self._here(0), noise[0]])
         actions: list[Tensor] = []
-        noise = policy.noise(horizon, lanes)
-        observations[0] = torch.as_tensor(self.observation)
-        for t in range(horizon):
-            actions.append(policy.act(observations[t].to(device), noise[t]))
-            mask[t] = live = ~self.dead
-            start[t] = self.ended & live
-            reward[t], terminated[t], truncated[t], final = self._step(policy.to_env(actions[-1]), live)
-            observations[t + 1] = torch.as_tensor(self.observation)
-            finals |= {(t, lane): row for lane, row in final.items()}
-        self.episodes.add(reward, mask, terminated | truncated)
-        batch = Batch(
-            observation=observations[:-1],
-            action=torch.stack(actions),
-            mask=torch.as_tensor(mask),
-            start=torch.as_tensor(start),
-            reward=torch.as_tensor(reward),
-            terminated=torch.as_tensor(terminated),
-            truncated=torch.as_tensor(truncated),
-        ).to(device)
-        return evaluated(policy, batch, observations[-1].to(device), finals)
+        for t, drawn in enumerate(noise.unbind()):
+            actions.append(self.act(self._here(t), drawn)[0])
+            self._step(t, policy.to_env(actions[-1]))
+        self._finite(self.horizon)
+        return self._judged(self._batch(torch.stack(actions)))
 
     def state_tensors(self) -> dict[str, Tensor]:
         return live_tensors(episodes=self.episodes)
@@ -89,90 +86,157 @@ class EnvSource:
                 self.envs.close()
             self.envs = None
 
-    def _step(
-        self, action: np.ndarray, live: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray, np.ndarray, dict[int, np.ndarray]]:
-        """One vector step: reward, terminated, truncated (all zero in dead rows) and the final observations.
+    def _here(self, t: int) -> Tensor:
+        """The observations of row `t`, [N, ...], where the policy is."""
+        assert self.policy is not None
+        return self.rows[t].to(self.policy.device)
 
-        Final observations are given for the lanes whose next observation already belongs to a new episode: under
-        SAME_STEP and DISABLED. Under NEXT_STEP the final observation IS the next one, and the row after it is dead.
+    def _step(self, t: int, action: np.ndarray) -> None:
+        """One vector step, written into row `t` of the buffers, its observation into row t + 1.
+
+        Where an episode ends and the next observation already belongs to a new one (under SAME_STEP and DISABLED),
+        `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
         """
         envs = self.envs
         assert envs is not None
-        observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action))
+        observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
         self.taken += 1
-        observation = self._checked(observation)
-        reward = self._column("reward", reward, np.float32)
-        terminated, truncated = self._column("terminated", terminated, bool), self._column("truncated", truncated, bool)
-        if not np.isfinite(reward).all():
-            lane = int(np.flatnonzero(~np.isfinite(reward))[0])
-            raise NonFiniteError(f"the reward is {reward[lane]} in lane {lane} at step {self.taken} of its environment")
-        reward, terminated, truncated = reward * live, terminated & live, truncated & live
-        self.ended = ended = terminated | truncated
-        if self.mode == AutoresetMode.NEXT_STEP:
-            self.ended, self.dead, final = ended | ~live, ended, {}
-        elif not ended.any():
-            final = {}
-        elif self.mode == AutoresetMode.SAME_STEP:
-            final = self._announced(ended, info)
-        else:
-            final = {int(lane): observation[lane].copy() for lane in np.flatnonzero(ended)}
-            options = {"reset_mask": ended}
-            fresh = self._checked(self._guarded("reset", lambda: envs.reset(options=options))[0])
-            observation = np.where(ended.reshape(-1, *[1] * (observation.ndim - 1)), fresh, observation)
-        self.observation = observation
-        return reward, terminated, truncated, final
+        observation = self._shaped(observation)
+        self._write("reward", self.reward, t, reward)
+        self._write("terminated", self.terminated, t, terminated)
+        self._write("truncated", self.truncated, t, truncated)
+        ended = self.terminated[t] | self.truncated[t]
+        if ended.any():
+            if self.mode == AutoresetMode.NEXT_STEP:
+                self.mask[t + 1] = ~(ended & self.mask[t])
+            elif self.mode == AutoresetMode.SAME_STEP:
+                self._remember(t, ended, announced(info))
+            else:
+                self._remember(t, ended, observation)
+                reset = self._guarded("reset", lambda: envs.reset(options={"reset_mask": ended}))
+                observation = np.where(
+                    ended.reshape(-1, *[1] * (observation.ndim - 1)), self._shaped(reset[0]), observation
+                )
+        self.observation[t + 1] = observation
 
-    def _announced(self, ended: np.ndarray, info: dict[str, Any]) -> dict[int, np.ndarray]:
-        if "final_obs" not in info:
-            raise EnvFailure(
-                "the vector environment resets in the same step but gives no info['final_obs']: "
-                "the value of a truncated episode's last state cannot be known"
-            )
-        final = {int(lane): np.asarray(info["final_obs"][lane], np.float32) for lane in np.flatnonzero(ended)}
-        for lane, row in final.items():
-            if row.shape != self.observation.shape[1:]:
+    def _batch(self, action: Tensor) -> Batch:
+        """The columns of the collection; dead rows have no reward and no end."""
+        mask = self.mask[:-1].copy()
+        reward = as_float32(self.reward * mask)
+        terminated, truncated = self.terminated & mask, self.truncated & mask
+        ended = terminated | truncated
+        after = ended | ~mask  # the next row, where it is live, begins an episode
+        start = np.concatenate([self.fresh[None], after[:-1]]) & mask
+        self.fresh = after[-1]
+        self.episodes.add(reward, mask, ended)
+        observation = torch.from_numpy(self.observation[:-1].copy())
+        columns = dict(mask=mask, start=start, reward=reward, terminated=terminated, truncated=truncated)
+        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
+        return Batch(observation=observation, action=action, **tensors).to(
+            action.device
+        )
+
+    def _judged(self, batch: Batch) -> Batch:
+        """Add logp, value and next_value, in one pass over the whole collection.
+
+        The next value of a row is the value of the next row, of what came last for the last row, and of the final
+        observation where `finals` has one.
+        """
+        policy, last = self.policy, self._here(-1)
+        assert policy is not None
+        if self.judge is None:
+
+            def judge(last: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+                opinion = policy.evaluate(batch.with_leaves(columns))
+                following = torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
+                return opinion.logp, opinion.value, following
+
+            self.judge = fused(policy, judge, [last, *batch.leaves()])
+        logp, value, next_value = self.judge(last, *batch.leaves())
+        if self.finals:
+            t, lane = (torch.tensor(index, device=last.device) for index in zip(*self.finals, strict=True))
+            with torch.no_grad():
+                next_value[t, lane] = policy.value(torch.as_tensor(np.stack(list(self.finals.values()))).to(last))
+        return batch.replace(logp=logp, value=value, next_value=next_value)
+
+    def _remember(self, t: int, ended: np.ndarray, final: Any) -> None:
+        """Keep the final observations of the lanes whose episode ended."""
+        for lane in np.flatnonzero(ended & self.mask[t]):
+            row = as_float32(final[lane])
+            if row.shape != self.observation.shape[2:]:
                 raise EnvFailure(f"info['final_obs'] of lane {lane} has shape {row.shape}")
-            if not np.isfinite(row).all():
-                raise NonFiniteError(f"the final observation holds NaN or infinity in lane {lane}, step {self.taken}")
-        return final
+            for feature in np.flatnonzero(~np.isfinite(row)):
+                where = f"in lane {lane} at step {self.taken}"
+                raise NonFiniteError(f"the final observation[{feature}] is {row.flat[feature]} {where}")
+            self.finals[t, int(lane)] = row.copy()
 
-    def _guarded(self, what: str, call: Callable[[], Any]) -> Any:
+    def _guarded(self, what: str, call: Callable[[], Any], t: int | None = None) -> Any:
         try:
             return call()
         except EnvFailure:
             raise
         except Exception as error:
+            if t is not None:
+                self._finite(t)  # what came before may be why
             where = f"after {self.taken} steps" if what == "step" else "while starting"
             raise EnvFailure(f"the environment's {what}() raised {type(error).__name__} {where}: {error}") from error
 
-    def _column(self, name: str, values: Any, dtype: type[Any]) -> np.ndarray:
-        """One number (or bool) a lane."""
-        assert self.envs is not None
+    def _write(self, name: str, column: np.ndarray, t: int, values: Any) -> None:
+        """One number (or bool) a lane, into row `t` of a buffer."""
+        if np.shape(values) != (self.lanes,):
+            shape = np.shape(values)
+            raise EnvFailure(f"the environment returned {name} of shape {shape}, not one for each of its lanes")
         try:
-            with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
-                column = np.asarray(values, dtype)
+            column[t] = values
         except (TypeError, ValueError) as error:
             raise EnvFailure(f"the environment returned {name} = {values!r}: {error}") from None
-        if column.shape != (self.envs.num_envs,):
-            raise EnvFailure(f"the environment returned {name} of shape {column.shape}, not one for each of its lanes")
-        return column
 
-    def _checked(self, observation: Any) -> np.ndarray:
-        """The observation, or an error that names the lane, the step and the value. A sum witnesses every NaN."""
+    def _shaped(self, observation: Any) -> np.ndarray:
+        """The observation as float32, if it has the shape that its space says."""
         assert self.envs is not None
-        wanted = (self.envs.num_envs, *(self.envs.single_observation_space.shape or ()))
+        wanted = (self.lanes, *(self.envs.single_observation_space.shape or ()))
         if not isinstance(observation, np.ndarray) or observation.shape != wanted:
             shape = getattr(observation, "shape", type(observation).__name__)
             raise EnvFailure(f"the environment returned observations of shape {shape}, its space says {wanted}")
-        if observation.dtype == np.float64:
-            with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
-                observation = observation.astype(np.float32)
-        if not np.isfinite(observation.sum()) and not np.isfinite(observation).all():
-            lane, feature = np.argwhere(~np.isfinite(observation))[0].tolist()[:2]
-            value = observation[lane, feature]
-            raise NonFiniteError(f"observation[{feature}] is {value} in lane {lane} at step {self.taken}")
-        return observation
+        return as_float32(observation)
+
+    def _finite(self, upto: int) -> None:
+        """NonFiniteError that names the first NaN or infinity in the buffers' first `upto` steps.
+
+        A sum witnesses every one of them.
+        """
+        seen, reward = self.observation[: upto + 1], as_float32(self.reward[:upto])
+        with np.errstate(over="ignore"):
+            if np.isfinite(seen.sum()) and np.isfinite(reward.sum()):
+                return
+        before = self.taken - upto
+        bad, worse = np.argwhere(~np.isfinite(seen)), np.argwhere(~np.isfinite(reward))
+        if len(bad) and (not len(worse) or bad[0, 0] <= worse[0, 0] + 1):
+            t, lane, feature = bad[0].tolist()[:3]
+            where = f"in lane {lane} at step {before + t}"
+            raise NonFiniteError(f"observation[{feature}] is {seen[t, lane, feature]} {where}")
+        if len(worse):
+            t, lane = worse[0].tolist()
+            where = f"in lane {lane} at step {before + t + 1} of its environment"
+            raise NonFiniteError(f"the reward is {reward[t, lane]} {where}")
+
+
+def as_float32(values: Any) -> np.ndarray:
+    """An array of float32; what is too large becomes infinity, and is refused as such."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+        return values
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
+
+
+def announced(info: dict[str, Any]) -> Any:
+    """The final observations that SAME_STEP lanes owe."""
+    if "final_obs" not in info:
+        raise EnvFailure(
+            "the vector environment resets in the same step but gives no info['final_obs']: "
+            "the value of a truncated episode's last state cannot be known"
+        )
+    return info["final_obs"]
 
 
 def autoreset_mode(envs: gym.vector.VectorEnv) -> AutoresetMode:
@@ -184,19 +248,3 @@ def autoreset_mode(envs: gym.vector.VectorEnv) -> AutoresetMode:
         known = ", ".join(f"AutoresetMode.{mode.name}" for mode in AutoresetMode)
         advice = f"set it to one of {known} (gymnasium.vector)"
         raise EnvFailure(f"the vector environment's metadata['autoreset_mode'] is {said!r}: {advice}") from None
-
-
-@torch.no_grad()
-def evaluated(policy: Policy, batch: Batch, last: Tensor, finals: dict[tuple[int, int], np.ndarray]) -> Batch:
-    """Add logp, value and next_value, in one pass over the whole collection.
-
-    The next value of a row is the value of the next row, of `last` [N, ...] for the last row, and of the final
-    observation where `finals` has one.
-    """
-    opinion = policy.evaluate(batch)
-    next_value = torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
-    if finals:
-        t, lane = (torch.tensor(index, device=policy.device) for index in zip(*finals, strict=True))
-        rows = torch.as_tensor(np.stack(list(finals.values())), dtype=torch.float32, device=policy.device)
-        next_value[t, lane] = policy.value(rows)
-    return batch.replace(logp=opinion.logp, value=opinion.value, next_value=next_value)

@@ -23,16 +23,17 @@ class Episodes:
         self.open_return, self.open_length = np.zeros(lanes), np.zeros(lanes, int)
 
     def add(self, reward: np.ndarray, mask: np.ndarray, ended: np.ndarray) -> None:
-        """Take in rewards, live rows and ends, [T, N] each."""
-        for t in range(len(reward)):
-            self.open_return += reward[t]
-            self.open_length += mask[t]
-            for lane in np.flatnonzero(ended[t]):
-                place = int(self.count) % WINDOW
-                self.returns[place] = float(self.open_return[lane])
-                self.lengths[place] = int(self.open_length[lane])
-                self.count += 1
-                self.open_return[lane] = self.open_length[lane] = 0
+        """Take in rewards (zero in dead rows), live rows and ends, [T, N] each."""
+        returns = self.open_return + np.cumsum(reward, 0, dtype=np.float64)  # since each lane's episode began
+        lengths = self.open_length + np.cumsum(mask, 0)
+        before_return, before_length = np.zeros(ended.shape[1]), np.zeros(ended.shape[1], int)
+        for t, lane in np.argwhere(ended):
+            place = int(self.count) % WINDOW
+            self.returns[place] = returns[t, lane] - before_return[lane]
+            self.lengths[place] = lengths[t, lane] - before_length[lane]
+            self.count += 1
+            before_return[lane], before_length[lane] = returns[t, lane], lengths[t, lane]
+        self.open_return, self.open_length = returns[-1] - before_return, lengths[-1] - before_length
 
     def metrics(self) -> dict[str, float | int | None]:
         """episodes so far; return_mean and length_mean of the last 100, None before the first."""

@@ -1,42 +1,67 @@
-"""Adam, with its learning rate as an attribute and its state as named tensors."""
+"""Adam over a policy's parameters as one vector."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 
-class Adam(torch.optim.Adam):
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980) over named parameters, in one fused kernel.
+class Adam:
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1).
 
-    `state_tensors` names its moments by parameter, so that saving needs no pickle.
+    The policy's parameters become views of one vector [P], so that an update is arithmetic on a few tensors, which
+    `state` holds by name. They all stay the same tensors and are changed in place.
     """
 
-    def __init__(
-        self,
-        parameters: Iterable[tuple[str, nn.Parameter]],
-        lr: float = 0.0,
-        eps: float = 1e-8,
-    ) -> None:
-        self.named = dict(parameters)
-        super().__init__(self.named.values(), lr=lr, eps=eps, fused=True)
-        for parameter in self.named.values():
-            self.state[parameter] = {
-                "step": torch.zeros((), dtype=torch.float32, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+    def __init__(self, policy: Any, lr: float = 0.0, eps: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)):
+        named = dict(policy.named_parameters())
+        self.shapes = {name: parameter.shape for name, parameter in named.items()}
+        self.eps, self.betas = eps, betas
+        vector = torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
+        self.state = {
+            "vector": vector,
+            "exp_avg": torch.zeros_like(vector),
+            "exp_avg_sq": torch.zeros_like(vector),
+            "count": torch.zeros((), dtype=torch.float64, device=vector.device),
+            "lr": torch.tensor(lr, dtype=torch.float64, device=vector.device),
+        }
+        for name, part in self.parts(vector).items():
+            named[name].data = part
+        self.reported: list[str] = []  # names of what a gradient step reports
+        self.graphs: dict[Any, Any] = {}  # compiled gradient steps
+
+    def parts(self, vector: Tensor) -> dict[str, Tensor]:
+        """The parameters by name, as views of a vector [P]."""
+        pieces = vector.split([shape.numel() for shape in self.shapes.values()])
+        return {name: x.view(shape) for (name, shape), x in zip(self.shapes.items(), pieces, strict=True)}
 
     @property
     def lr(self) -> float:
-        return self.param_groups[0]["lr"]
+        return self.state["lr"].item()
 
     @lr.setter
     def lr(self, lr: float) -> None:
-        self.param_groups[0]["lr"] = lr
+        self.state["lr"].fill_(lr)
+
+    def descend(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        """One step against a gradient [P], in place; `state` is the optimizer's own, or stands for it in a trace."""
+        beta1, beta2 = self.betas
+        vector, exp_avg, exp_avg_sq, count = (state[name] for name in ("vector", "exp_avg", "exp_avg_sq", "count"))
+        count.add_(1)
+        exp_avg.lerp_(gradient, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
+        step = (state["lr"] / (1 - beta1**count)).to(vector.dtype)
+        scale = (1 - beta2**count).sqrt().to(vector.dtype)
+        vector.sub_(step * exp_avg / (exp_avg_sq.sqrt() / scale + self.eps))
+
+    @torch.no_grad()
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Parameters and moments as they were in a copy of `state`."""
+        for name, tensor in state.items():
+            self.state[name].copy_(tensor)
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The live tensors, as {"parameter.exp_avg": …}."""
-        return {f"{name}.{key}": t for name, p in self.named.items() for key, t in self.state[p].items()}
+        """The live tensors besides the parameters."""
+        return {name: tensor for name, tensor in self.state.items() if name != "vector"}

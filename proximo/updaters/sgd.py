@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -11,17 +13,21 @@ from proximo.batch import Batch
 from proximo.errors import NonFiniteError
 from proximo.objectives import Diagnostics, Term
 from proximo.policy import Policy
+from proximo.updaters.adam import Adam
+from proximo.updaters.graph import compiled
+
+Prepare = Callable[[Batch], Batch]
 
 
 def sgd(
     policy: Policy,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Adam,
     objective: Term,
     batch: Batch,
     epochs: int,
     minibatches: int,
     max_grad_norm: float,
-    prepare: Callable[[Batch], Batch] = lambda minibatch: minibatch,
+    prepare: Prepare = lambda minibatch: minibatch,
 ) -> Diagnostics:
     """`epochs` passes over the rows of `batch`, each in `minibatches` equal parts drawn without replacement.
 
@@ -32,42 +38,59 @@ def sgd(
     Raises NonFiniteError, with every parameter and the optimizer as they were before the call, if a loss, a gradient
     or a parameter ceases to be finite.
     """
-    parameters = list(policy.parameters())
-    live = [*parameters, *(tensor for state in optimizer.state.values() for tensor in state.values())]
-    before = [tensor.detach().clone() for tensor in live]
     rows = batch.flatten()
-    seen: list[Diagnostics] = []
+    size = rows.mask.numel() // minibatches
+    step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm)
+    take = compiled(step, rows, size) or partial(step, rows)
+    before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
+    seen: list[Tensor] = []
     try:
         for _ in range(epochs):
-            shuffled = rows.steps(torch.randperm(rows.mask.numel(), device=rows.mask.device))
-            for part in _split(shuffled, minibatches):
-                minibatch = prepare(part)
-                loss, report = objective(policy.evaluate(minibatch), minibatch)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
-                if not torch.isfinite(loss.detach() + norm):
-                    raise NonFiniteError(f"{_culprit(policy, batch, loss)}: the update was undone")
-                optimizer.step()
-                seen.append(report | {"loss": loss.detach(), "grad_norm": norm})
-        if not all(bool(p.detach().isfinite().all()) for p in parameters):
-            raise NonFiniteError("a weight overflowed: the update was undone; lower the learning rate")
+            order = torch.randperm(rows.mask.numel(), device=rows.mask.device)
+            seen += [take(part) for part in order.split(size)]
+        report = dict(zip(optimizer.reported, torch.stack(seen).unbind(1), strict=True))
+        if not torch.stack([*(x.sum() for x in report.values()), optimizer.state["vector"].sum()]).isfinite().all():
+            optimizer.restore(before)
+            raise NonFiniteError(f"{_culprit(policy, batch, report)}: the update was undone")
     except BaseException:
-        with torch.no_grad():
-            for tensor, old in zip(live, before, strict=True):
-                tensor.copy_(old)
+        optimizer.restore(before)
         raise
-    return {name: torch.stack([report[name] for report in seen]).mean() for name in seen[0]}
+    return {name: values.mean() for name, values in report.items()}
 
 
-def _split(rows: Batch, parts: int) -> list[Batch]:
-    size, rest = divmod(rows.mask.numel(), parts)
-    assert rest == 0, "the configuration promised that the minibatches divide the batch"
-    return [rows.map(lambda x, i=i: x[i * size : (i + 1) * size]) for i in range(parts)]
+@dataclass(frozen=True)
+class GradientStep:
+    """One step of the optimizer, in place, on some rows of a flattened batch."""
+
+    policy: Policy
+    optimizer: Adam
+    objective: Term
+    prepare: Prepare
+    max_grad_norm: float
+
+    def __call__(self, rows: Batch, part: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
+        """The report [k], named by `optimizer.reported`; `part` are the rows' indices [m].
+
+        `state` stands for the optimizer's own while a graph is traced.
+        """
+        loss, report = self.loss(rows, part)
+        gradients = torch.autograd.grad(loss, list(self.policy.parameters()), materialize_grads=True)
+        with torch.no_grad():
+            gradient = torch.cat([each.reshape(-1) for each in gradients])
+            norm = gradient.square().sum().sqrt()
+            clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
+            self.optimizer.descend(clipped, state or self.optimizer.state)
+            report = report | {"loss": loss.detach(), "grad_norm": norm}
+            self.optimizer.reported = list(report)
+            return torch.stack(list(report.values()))
+
+    def loss(self, rows: Batch, part: Tensor) -> tuple[Tensor, Diagnostics]:
+        minibatch = self.prepare(rows.steps(part))
+        return self.objective(self.policy.evaluate(minibatch), minibatch)
 
 
 @torch.no_grad()
-def _culprit(policy: Policy, batch: Batch, loss: Tensor) -> str:
+def _culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
     """Where a non-finite number first shows: the column, the step and the lane; else the loss or its gradient."""
     now = policy.evaluate(batch)
     columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor)}
@@ -77,5 +100,9 @@ def _culprit(policy: Policy, batch: Batch, loss: Tensor) -> str:
             step, lane, *_ = bad.nonzero()[0].tolist()
             value = column[tuple(bad.nonzero()[0])].item()
             return f"{name} is {value} at step {step} of the rollout, lane {lane}"
+    bad = ~(report["loss"] + report["grad_norm"]).isfinite()
+    if not bad.any():
+        return "a weight overflowed (lower the learning rate)"
+    loss = report["loss"][bad][0]
     what = f"the loss is {loss.item()}" if not loss.isfinite() else "the gradient is not finite"
     return f"{what} although every column of the batch is finite (a number too large for float32?)"

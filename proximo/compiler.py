@@ -1,0 +1,124 @@
+"""Functions of tensors as one compiled call each: traced by running them once on fake tensors, compiled by Inductor.
+
+Tracing sees the operations that a function and its gradient run, whatever Python they came from, so whoever writes
+Terms and policies never meets it. It sees one run: a number that changes while training must be a tensor, or the graph
+keeps what it was (`updaters.sgd` checks its graph against the uncompiled function now and then).
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+log = logging.getLogger("proximo")
+_compiling: ContextVar[bool] = ContextVar("compiling", default=False)
+
+
+@contextmanager
+def compiling(on: bool) -> Iterator[None]:
+    """Whether `fuse` compiles, for as long as the block lasts."""
+    token = _compiling.set(on)
+    try:
+        yield
+    finally:
+        _compiling.reset(token)
+
+
+def compiling_is_on() -> bool:
+    return _compiling.get()
+
+
+def missing() -> str | None:
+    """Why nothing can be compiled here; None where it can."""
+    if not hasattr(torch._inductor, "standalone_compile"):
+        return f"torch {torch.__version__} has no standalone compiler"
+    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
+        return "there is no C++ compiler (install g++)"
+    return None
+
+
+def fuse(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
+    """`function(*tensors)`, which returns a tuple of tensors, as one call for tensors of these shapes.
+
+    It may change its arguments in place. None where compiling is off, or where the function cannot be traced or
+    compiled, which is said once: the caller then runs the function as it is.
+    """
+    if not _compiling.get():
+        return None
+    try:
+        return _compiled(function, tensors)
+    except Exception as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        log.warning("%s cannot be compiled and runs uncompiled: %s", getattr(function, "__name__", "a graph"), first)
+        return None
+
+
+def _compiled(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    from torch._inductor import standalone_compile
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    arguments = [tensor.detach() for tensor in tensors]
+    decompositions = {torch.ops.aten.tanh.default: rational_tanh} if arguments[0].device.type == "cpu" else {}
+    graph = make_fx(function, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
+    options = {"config_patches": {"cpp_wrapper": arguments[0].device.type == "cpu"}}
+    return standalone_compile(graph, arguments, dynamic_shapes="from_example_inputs", options=options)
+
+
+def rational_tanh(x: Tensor) -> Tensor:
+    """tanh as a ratio of polynomials, within 4e-7 of it, relatively too; exact library code takes five times as long.
+
+    The minimax coefficients are those of Eigen's and XLA's tanh for float32; others than float32 get the exact one.
+    """
+    if x.dtype != torch.float32:
+        return NotImplemented
+    x = x.clamp(-7.90531110763549805, 7.90531110763549805)
+    y = x * x
+    top = -2.76076847742355e-16 * y + 2.00018790482477e-13
+    for coefficient in (-8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05, 6.37261928875436e-04):
+        top = top * y + coefficient
+    bottom = 1.19825839466702e-06 * y + 1.18534705686654e-04
+    for coefficient in (2.26843463243900e-03, 4.89352518554385e-03):
+        bottom = bottom * y + coefficient
+    return x * (top * y + 4.89352455891786e-03) / bottom
+
+
+def fused(module: Any, function: Callable[..., Any], example: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
+    """`function(*tensors)`, which reads the module's parameters and buffers, in one call for tensors like `example`.
+
+    The function itself where nothing is compiled. Either way without gradients.
+    """
+    own = dict(module.named_parameters()) | dict(module.named_buffers())
+    count = len(example)
+
+    def with_own(*tensors: Tensor) -> tuple[Tensor, ...]:
+        with torch.no_grad():
+            return lent(module, dict(zip(own, tensors[count:], strict=True)), function, *tensors[:count])
+
+    with_own.__name__ = function.__name__
+    live = [tensor.detach() for tensor in own.values()]
+    graph = fuse(with_own, [*example, *live])
+    return torch.no_grad()(function) if graph is None else lambda *tensors: graph(*tensors, *live)
+
+
+class _Call(nn.Module):
+    """A call that looks at a module, for `functional_call` to lend it other tensors."""
+
+    def __init__(self, module: nn.Module, call: Callable[..., Any]) -> None:
+        super().__init__()
+        self.module, self.call = module, call
+
+    def forward(self, *args: Any) -> Any:
+        return self.call(*args)
+
+
+def lent(module: Any, tensors: dict[str, Tensor], call: Callable[..., Any], *args: Any) -> Any:
+    """`call(*args)` while the module's parameters and buffers of these names are these tensors."""
+    named = {f"module.{name}": tensor for name, tensor in tensors.items()}
+    return torch.func.functional_call(_Call(module, call), named, args)

@@ -1,0 +1,70 @@
+"""What a run computes with: device, compiler and threads, chosen before it begins."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from proximo import compiler
+from proximo.errors import ConfigError
+from proximo.run.config import Resolved, RunConfig
+from proximo.run.seeding import borrowed_generators
+
+WIDE = 512  # units from which a layer gains by a GPU
+# Seconds, from docs/performance.md: what compiling costs the first time, and what it then saves.
+COMPILING = 15.0
+SAVED_PER_GRADIENT_STEP = 0.6e-3
+SAVED_PER_VECTOR_STEP = 20e-6
+
+
+def choose_device(config: Resolved) -> tuple[str, str]:
+    """The device and why; ConfigError where a GPU was asked for and there is none."""
+    asked, there = config.run.device, torch.cuda.is_available()
+    if asked == "cuda" and not there:
+        raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
+    if asked != "auto":
+        return asked, "as asked"
+    if there and max(config.network.hidden, default=0) >= WIDE:
+        return "cuda", f"a layer of {max(config.network.hidden)} units gains by it"
+    return "cpu", "a small network is faster there" if there else "torch finds no GPU"
+
+
+def choose_compile(config: Resolved) -> tuple[str, str]:
+    """Whether to compile, "on" or "off", and why.
+
+    By rule, not by stopwatch: compiled and uncompiled numbers differ by rounding, and a run must not depend on how
+    busy the machine was or on what it compiled before.
+    """
+    asked, missing = config.run.compile, compiler.missing()
+    if asked == "off":
+        return "off", "as asked"
+    if missing is not None:
+        return "off", missing
+    if asked == "on":
+        return "on", "as asked"
+    updates = config.run.steps // config.rollout
+    parts = getattr(config.algorithm, "epochs", 1) * getattr(config.algorithm, "minibatches", 1)
+    saved = updates * (parts * SAVED_PER_GRADIENT_STEP + config.algorithm.horizon * SAVED_PER_VECTOR_STEP)
+    if saved < 2 * COMPILING:
+        return "off", f"it would save about {saved:.0f} s of this run, and take {COMPILING:.0f} s the first time"
+    return "on", f"it saves about {saved:.0f} s of this run (the first time it takes {COMPILING:.0f} s)"
+
+
+@contextmanager
+def computing(run: RunConfig) -> Iterator[None]:
+    """A block in which torch computes as the run asks; the caller's generators are put back afterwards."""
+    with threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators():
+        yield
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
