@@ -19,6 +19,7 @@ CASES = {
     ("HalfCheetah-v5", "async"): ["--envs", "2"],
     ("HalfCheetah-v5", "envpool"): ["--envs", "4"],
 }
+COMPILED = [("CartPole-v1", "sync", "on"), ("HalfCheetah-v5", "envpool", "on")]
 FILES = ("model.safetensors", "state.safetensors")
 
 
@@ -83,12 +84,12 @@ def assert_same_run(one: Path, other: Path) -> None:
         assert without_times(one / file) == without_times(other / file)
 
 
-@pytest.mark.parametrize(("env", "backend"), CASES)
-def test_killed_and_resumed_is_the_same_run(tmp_path: Path, env: str, backend: str) -> None:
+@pytest.mark.parametrize(("env", "backend", "compile"), [*((*case, "off") for case in CASES), *COMPILED])
+def test_killed_and_resumed_is_the_same_run(tmp_path: Path, env: str, backend: str, compile: str) -> None:
     """Small enough for every test run: four boundaries, one kill between the first and the last of them."""
     flags = ["--horizon", "128", "--epochs", "2", "--minibatches", "4", "--normalize-observation", "--normalize-reward"]
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    flags = [*CASES[env, backend], *flags]
+    flags = [*CASES[env, backend], *flags, "--compile", compile]
     subprocess.run(train(whole, env, backend, flags, 8000, 2000), check=True, capture_output=True)
     process = subprocess.Popen(train(broken, env, backend, flags, 8000, 2000), stderr=subprocess.DEVNULL)
     while len(list((broken / "checkpoints").glob("0*"))) < 2:  # the start and one boundary

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,29 +19,37 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int) -> None:
         # TensorBoard's package takes a second to import; only a run that trains pays for it.
-        from torch.utils.tensorboard.writer import SummaryWriter
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        self.event, self.summary = Event, Summary
         self.folder = folder
         with self.writing():
             self.metrics_file = (folder / METRICS).open("a", buffering=1)
             self.evals_file = (folder / EVALS).open("a", buffering=1)
-            self.events = SummaryWriter(str(folder), purge_step=step + 1)
+            self.events = EventFileWriter(str(folder))
+            again = SessionLog(status=SessionLog.START)  # what an earlier process wrote from this step on is void
+            self.events.add_event(Event(step=step + 1, wall_time=time.time(), session_log=again))
 
     def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write an update's metrics; returns them as written (numbers that are not finite become null)."""
         row = {name: finite(value) for name, value in row.items()}
         with self.writing():
             self.metrics_file.write(json.dumps(row) + "\n")
-            for name, value in row.items():
-                if value is not None and name not in ("step", "update"):
-                    self.events.add_scalar(f"train/{name}", value, row["step"])
+            self.show("train", row["step"], {name: row[name] for name in row.keys() - {"step", "update"}})
         return row
 
     def evaluation(self, row: dict[str, Any]) -> None:
         with self.writing():
             self.evals_file.write(json.dumps(row) + "\n")
-            for name in ("return_mean", "length_mean"):
-                self.events.add_scalar(f"eval/{name}", row[name], row["step"])
+            self.show("eval", row["step"], {name: row[name] for name in ("return_mean", "length_mean")})
+
+    def show(self, group: str, step: int, row: dict[str, Any]) -> None:
+        """Numbers for TensorBoard, all in one event."""
+        said = [(f"{group}/{name}", number) for name, number in row.items() if number is not None]
+        values = [self.summary.Value(tag=tag, simple_value=number) for tag, number in said]
+        self.events.add_event(self.event(wall_time=time.time(), step=step, summary=self.summary(value=values)))
 
     def close(self) -> None:
         with self.writing():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import numpy as np
 import torch
@@ -19,9 +20,16 @@ def derived(seed: int, stream: int, position: int) -> int:
 
 def seed_all(seed: int) -> None:
     """Seed torch (every device), NumPy and Python, so that also a user's environment or module draws the same."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for 200 µs an update
+    if gpu_is_there():
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed)
     random.seed(seed)
+
+
+@cache
+def gpu_is_there() -> bool:
+    return torch.cuda.is_available()
 
 
 @contextmanager

@@ -66,13 +66,13 @@ class EnvSource:
         assert self.envs is not None, "restart comes first"
         self.observation[0], self.mask[0], self.mask[1:] = self.observation[-1], self.mask[-1], True
         self.finals: Finals = {}
-        noise = policy.noise(self.horizon, self.lanes)
+        noise, device, actions = policy.noise(self.horizon, self.lanes), policy.device, list[Tensor]()
         if policy is not self.policy:
             self.policy, self.judge = policy, None
-            self.act = fused(policy, lambda seen, drawn: (policy.act(seen, drawn),), [self._here(0), noise[0]])
-        actions: list[Tensor] = []
+            example = self.rows[0].to(device), noise[0]
+            self.act = fused(policy, lambda seen, drawn: (policy.act(seen, drawn),), example)
         for t, drawn in enumerate(noise.unbind()):
-            actions.append(self.act(self._here(t), drawn)[0])
+            actions.append(self.act(self.rows[t].to(device), drawn)[0])
             self._step(t, policy.to_env(actions[-1]))
         self._finite(self.horizon)
         return self._judged(self._batch(torch.stack(actions)))
@@ -85,11 +85,6 @@ class EnvSource:
             with contextlib.suppress(Exception):  # nothing that was learned depends on it
                 self.envs.close()
             self.envs = None
-
-    def _here(self, t: int) -> Tensor:
-        """The observations of row `t`, [N, ...], where the policy is."""
-        assert self.policy is not None
-        return self.rows[t].to(self.policy.device)
 
     def _step(self, t: int, action: np.ndarray) -> None:
         """One vector step, written into row `t` of the buffers, its observation into row t + 1.
@@ -142,8 +137,9 @@ class EnvSource:
         The next value of a row is the value of the next row, of what came last for the last row, and of the final
         observation where `finals` has one.
         """
-        policy, last = self.policy, self._here(-1)
+        policy = self.policy
         assert policy is not None
+        last = self.rows[-1].to(policy.device)
         if self.judge is None:
 
             def judge(last: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:

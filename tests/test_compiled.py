@@ -1,0 +1,211 @@
+"""Compiled graphs compute what the uncompiled code does, resume exactly, and say when they cannot."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import proximo
+from proximo import compiler
+from proximo.advantages import standardize
+from proximo.batch import Batch
+from proximo.compiler import compiling, fused, rational_tanh
+from proximo.errors import StaleGraph
+from proximo.models.actor_critic import ActorCritic, Network
+from proximo.objectives import Diagnostics, Term, clip, entropy, per_action, value_error
+from proximo.policy import Evaluation
+from proximo.run.config import resolved
+from proximo.run.machine import choose_compile
+from proximo.updaters.adam import Adam
+from proximo.updaters.sgd import sgd
+from tests.toys import Toy
+
+SPACES = {
+    "discrete": gym.spaces.Discrete(3, start=1),
+    "multi-discrete": gym.spaces.MultiDiscrete([2, 3]),
+    "multi-binary": gym.spaces.MultiBinary(4),
+    "box": gym.spaces.Box(-2, 3, (2,)),
+}
+OBJECTIVE = clip(0.2) + 0.5 * value_error() - 0.01 * entropy()
+needs_compiler = pytest.mark.skipif(compiler.missing() is not None, reason=str(compiler.missing()))
+
+
+def policy_for(space: gym.Space) -> ActorCritic:
+    torch.manual_seed(0)
+    network = Network(hidden=(16, 16), normalize_observation=True)
+    policy = ActorCritic(gym.spaces.Box(-1, 1, (5,)), space, network)
+    policy.observe(batch_for(policy))
+    return policy
+
+
+@torch.no_grad()
+def batch_for(policy: ActorCritic, steps: int = 16, lanes: int = 4) -> Batch:
+    """A random collection with a few dead rows."""
+    torch.manual_seed(1)
+    observation = torch.randn(steps, lanes, 5)
+    action = policy.act(observation, policy.noise(steps, lanes))
+    batch = Batch(observation=observation, action=action, mask=torch.rand(steps, lanes) < 0.9)
+    logp = policy.evaluate(batch).logp + 0.1 * torch.randn(steps, lanes)
+    return batch.replace(logp=logp, advantage=torch.randn(steps, lanes), returns=torch.randn(steps, lanes))
+
+
+def updated(compile: bool, space: gym.Space, objective: Term = OBJECTIVE) -> tuple[Tensor, dict[str, Tensor]]:
+    """The parameters and the report after three updates."""
+    policy = policy_for(space)
+    optimizer, batch = Adam(policy, lr=3e-3, eps=1e-5), batch_for(policy)
+    report: dict[str, Tensor] = {}
+    with compiling(compile):
+        for _ in range(3):
+            report = sgd(policy, optimizer, objective, batch, 2, 4, 0.5, standardize)
+    assert bool(optimizer.graphs) == compile
+    return optimizer.state["vector"].clone(), report
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", SPACES)
+def test_an_update_gives_the_same_numbers(name: str) -> None:
+    (one, told), (other, said) = updated(False, SPACES[name]), updated(True, SPACES[name])
+    start = torch.cat([p.detach().reshape(-1) for p in policy_for(SPACES[name]).parameters()])
+    assert (one - start).abs().max() > 1e-3, "it moved"
+    torch.testing.assert_close(other, one, rtol=0, atol=2e-6)
+    assert told.keys() == said.keys()
+    for key, value in told.items():
+        torch.testing.assert_close(said[key], value, rtol=1e-4, atol=1e-5)
+
+
+@needs_compiler
+def test_every_call_is_the_same_again() -> None:
+    assert torch.equal(updated(True, SPACES["box"])[0], updated(True, SPACES["box"])[0])
+
+
+@needs_compiler
+def test_a_compiled_run_is_the_uncompiled_one_up_to_rounding(tmp_path: Path) -> None:
+    settings: dict[str, Any] = dict(steps=768, envs=4, horizon=32, epochs=2, minibatches=4, quiet=True, eval_every=0)
+    settings |= dict(normalize_observation=True, normalize_reward=True, hidden=(16,))
+    runs = [
+        proximo.train(Toy, **settings, compile=compile, out=tmp_path / f"{compile}-{i}")
+        for i, compile in enumerate(("off", "on", "on"))
+    ]
+    states = [run.policy.state_dict() for run in runs]
+    for name, tensor in states[0].items():
+        torch.testing.assert_close(states[1][name], tensor, rtol=1e-4, atol=1e-5)
+        assert torch.equal(states[1][name], states[2][name])
+    assert runs[1].config.run.compile == "on"
+
+
+@needs_compiler
+def test_a_function_of_a_module_reads_its_tensors_live() -> None:
+    policy = policy_for(SPACES["box"])
+    seen = torch.randn(3, 5)
+
+    def value(observation: Tensor) -> tuple[Tensor]:
+        return (policy.value(observation),)
+
+    with compiling(True):
+        call = fused(policy, value, [seen])
+    assert call is not value
+    for _ in range(2):
+        torch.testing.assert_close(call(seen)[0], value(seen)[0].detach(), rtol=1e-5, atol=1e-6)
+        with torch.no_grad():
+            policy.critic[0].weight.mul_(1.5)
+        policy.observe(batch_for(policy))
+
+
+def test_the_rational_tanh_is_near_the_exact_one() -> None:
+    x = torch.linspace(-12, 12, 200_001)
+    exact = x.double().tanh()
+    assert (rational_tanh(x) - exact).abs().max() < 4e-7
+    assert ((rational_tanh(x) - exact) / exact)[x != 0].abs().max() < 4e-7
+    assert rational_tanh(torch.tensor([1e30, -1e30])).tolist() == pytest.approx([1, -1], abs=1e-6)
+    assert rational_tanh(torch.tensor([torch.nan])).isnan().all()
+
+
+class Scaled:
+    """A value error whose weight is a plain number that may change."""
+
+    def __init__(self) -> None:
+        self.weight = 1.0
+
+    def term(self) -> Term:
+        def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+            return self.weight * (evaluation.value - batch.returns).square(), {}
+
+        return per_action("value_loss", formula)
+
+
+@needs_compiler
+def test_a_number_that_changes_behind_the_graph_is_noticed() -> None:
+    policy, scaled = policy_for(SPACES["box"]), Scaled()
+    optimizer, batch, objective = Adam(policy, lr=1e-3), batch_for(policy), scaled.term()
+    with compiling(True):
+        sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
+        before = optimizer.state["vector"].clone()
+        scaled.weight = 3.0
+        with pytest.raises(StaleGraph, match="changed after it was compiled"):
+            sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
+    assert torch.equal(optimizer.state["vector"], before)
+
+
+def asks_for_a_number() -> Term:
+    """A Term whose Python looks at a tensor's value: it cannot be traced."""
+
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        error = (evaluation.value - batch.returns).square()
+        return (error if error.mean().item() > 0 else -error), {}
+
+    return per_action("value_loss", formula)
+
+
+@needs_compiler
+def test_what_cannot_be_traced_runs_uncompiled_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
+    objective = asks_for_a_number()
+    with caplog.at_level(logging.WARNING, "proximo"):
+        (one, _), (other, _) = updated(False, SPACES["box"], objective), updated(True, SPACES["box"], objective)
+    assert torch.equal(one, other)
+    assert [("cannot be compiled" in record.message) for record in caplog.records] == [True]
+
+
+@needs_compiler
+def test_a_new_objective_for_every_update_does_not_compile_for_ever(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proximo.updaters.graph.MOST_GRAPHS", 2)
+    policy = policy_for(SPACES["box"])
+    optimizer, batch = Adam(policy, lr=1e-3), batch_for(policy)
+    with compiling(True), caplog.at_level(logging.WARNING, "proximo"):
+        for _ in range(4):
+            sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 4, 0.5)
+    assert len(optimizer.graphs) == 2
+    assert len(caplog.records) == 1
+
+
+def test_without_a_compiler_a_run_goes_on_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler.shutil, "which", lambda name: None)
+    run = proximo.train(Toy, steps=64, envs=2, horizon=16, compile="on", quiet=True, out=tmp_path / "run")
+    assert run.config.run.compile == "off"
+    assert np.isfinite(run.metrics["loss"])
+
+
+@pytest.mark.parametrize(("steps", "expected"), [(20_000, "off"), (10_000_000, "on")])
+def test_auto_decides_by_the_length_of_the_run(steps: int, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "missing", lambda: None)
+    chosen, why = choose_compile(resolved("CartPole-v1", "ppo", "discrete", dict(steps=steps)))
+    assert chosen == expected
+    assert "this run" in why
+
+
+Decide = Callable[[str], str]
+
+
+@pytest.mark.parametrize("asked", ["on", "off"])
+def test_what_was_asked_for_is_done(asked: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiler, "missing", lambda: None)
+    assert choose_compile(resolved("CartPole-v1", "ppo", "discrete", dict(compile=asked)))[0] == asked
