@@ -20,7 +20,7 @@ from proximo.algorithms import ALGORITHMS, algorithm_named
 from proximo.errors import ConfigError, ProximoError
 from proximo.models.actor_critic import Network
 from proximo.presets import PRESETS
-from proximo.run import folder, session
+from proximo.run import folder, seeds, session
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video
 from proximo.run.plot import plot_runs
@@ -49,6 +49,8 @@ class Request(NamedTuple):
     out: Path | None
     config: Path | None
     quiet: bool
+    seeds: str | None
+    jobs: int | None
     algorithm: Any
     run: RunConfig
     network: Network
@@ -65,6 +67,8 @@ def train_verb(defaults: Defaults) -> Callable[..., Request]:
         out: Path | None = None,
         config: Path | None = None,
         quiet: tyro.conf.FlagCreatePairsOff[bool] = False,
+        seeds: str | None = None,
+        jobs: int | None = None,
         run: Annotated[RunConfig, Inline] = defaults.run,
         algorithm: Annotated[config_class, Inline] = defaults.algorithm,  # type: ignore[valid-type]
         network: Annotated[Network, Inline] = defaults.network,
@@ -81,13 +85,15 @@ def train_verb(defaults: Defaults) -> Callable[..., Request]:
             out: the run's folder; runs/… by default.
             config: a config.json to repeat; flags stand over it.
             quiet: show nothing but the result.
+            seeds: train several at once, such as 0-9 or 0,3,7; their runs lie together in one folder.
+            jobs: how many of the seeds at a time; as many as there are cores by default.
         """
-        return Request(env, algo, preset, out, config, quiet, algorithm, run, network)
+        return Request(env, algo, preset, out, config, quiet, seeds, jobs, algorithm, run, network)
 
     return train
 
 
-def start(first: Request, parse: Callable[[Defaults], Request]) -> Run:
+def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.Series:
     """Train what was asked: find the preset or file, and parse the flags again over its settings."""
     if first.config is not None:
         base = folder.config_file(first.config)
@@ -106,6 +112,10 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run:
         preset = base.preset
     asked = parse(Defaults(base.algorithm, base.run, base.network))
     config = Resolved(name, base.algo, preset, asked.run, asked.algorithm, asked.network)
+    if asked.seeds is not None:
+        return seeds.begin(name, config, asked.seeds, asked.jobs, asked.out, asked.quiet, notes)
+    if asked.jobs is not None:
+        raise ConfigError("jobs is for several seeds: give --seeds too, such as --seeds 0-9")
     return session.begin(name, config, asked.out, asked.quiet, notes)
 
 
@@ -115,16 +125,22 @@ def resume(
     env: str | None = None,
     device: Literal["auto", "cpu", "cuda"] | None = None,
     quiet: bool = False,
-) -> Run:
+    jobs: int | None = None,
+) -> Run | seeds.Series:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     Args:
-        dir: the run's folder.
+        dir: the run's folder, or that of several seeds.
         steps: go on to this many steps in all.
         env: the environment again, where the folder alone must not name it (module:Id).
         device: go on elsewhere; the numbers then differ a little.
         quiet: show nothing but the result.
+        jobs: how many of several seeds at a time.
     """
+    if folder.seed_folders(dir):
+        return seeds.resume(dir, env, steps, device, quiet, jobs)
+    if jobs is not None:
+        raise ConfigError(f"jobs is for several seeds: {dir} does not hold any")
     return session.resume(dir, env, steps, device, quiet)
 
 
@@ -161,7 +177,7 @@ def plot(dirs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar
     """Draw learning curves; runs that differ only in their seed share a line and a band.
 
     Args:
-        dirs: run folders.
+        dirs: run folders, or folders of several seeds.
         out: the .png to write.
     """
     plot_runs(dirs, out)
@@ -197,8 +213,13 @@ def warn(text: str) -> None:
     print(f"proximo: {text}", file=sys.stderr)
 
 
-def finish(run: Run) -> int:
+def finish(run: Run | seeds.Series) -> int:
     """Say where everything is; the exit code."""
+    if isinstance(run, seeds.Series):
+        print(*run.summary(), sep="\n")
+        for line in run.complaints():
+            warn(line)
+        return run.code
     score = f"{run.score.mean:.1f} ± {run.score.std:.1f} over {len(run.score.returns)} episodes" if run.score else "–"
     if run.interrupted and not run.finished:
         print(f"stopped at step {run.step:,}, saved; `proximo resume {run.folder}` goes on")
@@ -224,8 +245,10 @@ def execute(argv: list[str]) -> int:
 
     done = parse(Defaults(algorithm_named(algo).Config()))
     if isinstance(done, Request):
+        if done.seeds is not None and any(word.partition("=")[0] == "--seed" for word in argv):
+            raise ConfigError("--seeds says which seeds to train: leave out --seed")
         done = start(done, parse)
-    return finish(done) if isinstance(done, Run) else 0
+    return finish(done) if isinstance(done, Run | seeds.Series) else 0
 
 
 def main() -> None:

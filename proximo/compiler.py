@@ -64,7 +64,7 @@ def _compiled(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callab
     from torch._inductor import standalone_compile
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    arguments = [tensor.detach() for tensor in tensors]
+    arguments: list[Any] = [tensor.detach() for tensor in tensors]
     decompositions = {torch.ops.aten.tanh.default: rational_tanh} if arguments[0].device.type == "cpu" else {}
     graph = make_fx(function, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
     options = {"config_patches": {"cpp_wrapper": arguments[0].device.type == "cpu"}}

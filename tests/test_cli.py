@@ -268,8 +268,10 @@ def test_list_names_everything_at_hand(command: Command) -> None:
 
 VERBS = {
     "": "train resume eval play plot list --debug",
-    "train": " ".join(["ENV --algo --preset --out --config --quiet", *(flags(name, True)[0] for name in ASKED)]),
-    "resume": "DIR --steps --env --quiet",
+    "train": " ".join(
+        ["ENV --algo --preset --out --config --quiet --seeds --jobs", *(flags(name, True)[0] for name in ASKED)]
+    ),
+    "resume": "DIR --steps --env --quiet --jobs",
     "eval": "DIR --episodes --json --env",
     "play": "DIR --video --episodes --env",
     "plot": "DIR --out",

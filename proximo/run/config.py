@@ -113,6 +113,10 @@ class Resolved:
         """Rows of one collection."""
         return self.run.envs * self.algorithm.horizon
 
+    def complete(self, step: int) -> bool:
+        """Whether no whole rollout fits into the steps that are left."""
+        return step + self.rollout > self.run.steps
+
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 

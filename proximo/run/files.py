@@ -14,8 +14,8 @@ from proximo.errors import CheckpointError
 JSON_LIMIT = 16 * 2**20  # bytes; no honest JSON of a run comes near
 
 
-def read_bytes(path: Path, limit: int) -> bytes:
-    """A regular file's bytes: no link, no pipe, no device, no more than `limit`."""
+def read_bytes(path: Path, limit: int, last: int | None = None) -> bytes:
+    """A regular file's bytes, or its `last` ones: no link, no pipe, no device, no more than `limit`."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
         with os.fdopen(descriptor, "rb") as file:
@@ -24,6 +24,8 @@ def read_bytes(path: Path, limit: int) -> bytes:
                 raise CheckpointError(f"{path} is not a regular file")
             if status.st_size > limit:
                 raise CheckpointError(f"{path} has {status.st_size} bytes; at most {limit} are read")
+            if last is not None:
+                file.seek(max(0, status.st_size - last))
             return file.read(limit)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):

@@ -8,37 +8,50 @@ import json
 import os
 import re
 import time
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
-from proximo.run.config import Resolved, from_json
+from proximo.run.config import Resolved, changed, from_json
 from proximo.run.files import parse_json, read_bytes, read_json, replace_durably, to_json
 
 LOG_LIMIT = 2**30  # bytes
+TAIL = 2**14  # bytes; far more than a row of metrics
 CONFIG, METRICS, EVALS, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "curve.png"
 
 
-def new_folder(out: str | Path | None, config: Resolved) -> Path:
-    """Create the run's folder and its config.json; RunFolderError if something is already there."""
+def new_folder(out: str | Path | None, config: Resolved, seeds: Sequence[int] = ()) -> Path:
+    """Create the run's folder and its config.json; RunFolderError if something is already there.
+
+    With `seeds` it is the parent of a folder for each, with a config.json of its own.
+    """
     try:
-        path = generated(config) if out is None else Path(out)
+        path = generated(config, seeds) if out is None else Path(out)
         if path.exists() and not path.is_dir():
             raise RunFolderError(f"{path} is a file, not a folder: choose another --out")
         if path.exists() and any(path.iterdir()):
-            advice = f"`proximo resume {path}` continues a run" if (path / CONFIG).exists() else "choose another --out"
+            begun = (path / CONFIG).exists() or seed_folders(path)
+            advice = f"`proximo resume {path}` continues a run" if begun else "choose another --out"
             raise RunFolderError(f"{path} is not empty: {advice}")
         path.mkdir(parents=True, exist_ok=True)
-        write_config(path, config)
+        for seed in seeds:  # every folder before any file: a parent that was not finished is seen to be none
+            (path / f"seed-{seed}").mkdir()
+        for seed in seeds:
+            write_config(path / f"seed-{seed}", replace(config, run=changed(config.run, seed=seed)))
+        if not seeds:
+            write_config(path, config)
     except OSError as error:
         raise RunFolderError(f"cannot write to {out or 'runs/'}: {error.strerror}") from None
     return path
 
 
-def generated(config: Resolved) -> Path:
+def generated(config: Resolved, seeds: Sequence[int] = ()) -> Path:
     """A new folder under runs/, named after the run; nobody else's, even if begun in the same second."""
     name = re.sub(r"[^\w.-]+", "-", config.env).strip("-")
-    name = f"{name}-{config.algo}-seed{config.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    seed = f"{len(seeds)}seeds" if seeds else f"seed{config.run.seed}"
+    name = f"{name}-{config.algo}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for i in itertools.count(1):
         path = Path("runs", name if i == 1 else f"{name}-{i}")
         with contextlib.suppress(FileExistsError):
@@ -55,9 +68,19 @@ def read_config(path: Path) -> Resolved:
     """The run's configuration; RunFolderError if this is no run."""
     if not path.exists():
         raise RunFolderError(f"{path} does not exist")
+    if seeds := seed_folders(path):
+        raise RunFolderError(f"{path} holds the runs of {len(seeds)} seeds: name one of them, such as {seeds[0]}")
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path} is not a run: it has no {CONFIG}")
     return config_file(path / CONFIG)
+
+
+def seed_folders(path: Path) -> list[Path]:
+    """The runs in a folder of several seeds, in their order; none if it is a run itself, or something else."""
+    if not path.is_dir() or (path / CONFIG).exists():
+        return []
+    found = [(name[1], at) for at in path.iterdir() if (name := re.fullmatch(r"seed-(0|[1-9][0-9]{0,9})", at.name))]
+    return [at for number, at in sorted(found, key=lambda one: int(one[0])) if at.is_dir() and not at.is_symlink()]
 
 
 def config_file(path: Path) -> Resolved:
@@ -73,15 +96,25 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; a missing file has none, and a line that is no row (cut short, say) is left out."""
     if not os.path.lexists(path):
         return []
-    rows: list[dict[str, Any]] = []
-    for line in read_bytes(path, LOG_LIMIT).splitlines():
-        try:
-            row = parse_json(line, path)
-        except CheckpointError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("step"), int):
-            rows.append(row)
-    return rows
+    return [row for line in read_bytes(path, LOG_LIMIT).splitlines() if (row := row_in(line, path)) is not None]
+
+
+def row_in(line: bytes, path: Path) -> dict[str, Any] | None:
+    """A line's row; None if it is none."""
+    try:
+        row = parse_json(line, path)
+    except CheckpointError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+
+
+def last_row(path: Path) -> dict[str, Any] | None:
+    """The last whole row of a .jsonl file that another process is writing, from the file's end alone."""
+    try:
+        whole, newline, _ = read_bytes(path, LOG_LIMIT, last=TAIL).rpartition(b"\n")
+    except CheckpointError:  # it is not there yet, or is no such file
+        return None
+    return row_in(whole.rpartition(b"\n")[2], path) if newline else None
 
 
 def rewind(path: Path, step: int) -> None:

@@ -19,18 +19,18 @@ class RunLog:
 
     def __init__(self, folder: Path, step: int) -> None:
         # TensorBoard's package takes a second to import; only a run that trains pays for it.
-        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from tensorboard.compat.proto.summary_pb2 import Summary
+        from tensorboard.compat.proto import event_pb2, summary_pb2
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-        self.event, self.summary = Event, Summary
+        proto: Any = vars(event_pb2) | vars(summary_pb2)  # made as they are imported: no type checker knows them
+        self.event, self.summary, session = proto["Event"], proto["Summary"], proto["SessionLog"]
         self.folder = folder
         with self.writing():
             self.metrics_file = (folder / METRICS).open("a", buffering=1)
             self.evals_file = (folder / EVALS).open("a", buffering=1)
             self.events = EventFileWriter(str(folder))
-            again = SessionLog(status=SessionLog.START)  # what an earlier process wrote from this step on is void
-            self.events.add_event(Event(step=step + 1, wall_time=time.time(), session_log=again))
+            again = session(status=session.START)  # what an earlier process wrote from this step on is void
+            self.events.add_event(self.event(step=step + 1, wall_time=time.time(), session_log=again))
 
     def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write an update's metrics; returns them as written (numbers that are not finite become null)."""

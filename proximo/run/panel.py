@@ -76,16 +76,7 @@ class LivePanel:
 
     def __init__(self, console: Console, title: str, total: int, step: int) -> None:
         self.title, self.metrics, self.score = title, dict[str, Any](), "–"
-        self.bar = Progress(
-            TextColumn("[bold]{task.percentage:>3.0f}%"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TextColumn("steps ·"),
-            TimeElapsedColumn(),
-            TextColumn("gone,"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+        self.bar = steps_bar()
         self.task = self.bar.add_task("", total=total, completed=step)
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
         self.live.start()
@@ -112,6 +103,20 @@ class LivePanel:
         if done:  # what is left is less than a rollout
             self.bar.update(self.task, total=self.bar.tasks[0].completed)
         self.live.stop()
+
+
+def steps_bar() -> Progress:
+    """Steps done of all steps, with the time gone and left."""
+    return Progress(
+        TextColumn("[bold]{task.percentage:>3.0f}%"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("steps ·"),
+        TimeElapsedColumn(),
+        TextColumn("gone,"),
+        TimeRemainingColumn(),
+        TextColumn("left"),
+    )
 
 
 def reporter_for(quiet: bool, title: str, total: int, step: int) -> Reporter:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from proximo.errors import ConfigError, RunFolderError
 from proximo.run.files import replace_durably
-from proximo.run.folder import EVALS, METRICS, read_config, read_rows
+from proximo.run.folder import EVALS, METRICS, read_config, read_rows, seed_folders
 
 MOST_SHOWN = 3  # differing settings in a legend's line
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
@@ -23,14 +23,16 @@ Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 def plot_runs(folders: Sequence[Path], out: Path) -> None:
     """Draw the training returns of runs against steps; runs that differ only in their seed share a line and a band.
 
-    The line is the mean over seeds, the band their smallest and largest; points are evaluations.
+    The line is the mean over seeds, the band their smallest and largest; points are evaluations. A folder of several
+    seeds stands for those of them in which an episode has ended.
     """
     if not folders:
         raise RunFolderError("which runs? for example: proximo plot runs/* --out curves.png")
-    grouped = groups(folders)
+    runs = [run for path in folders for run in (seed_folders(path) or [path]) if run == path or has_curve(run)]
+    grouped = groups(runs)
     figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    if not any(has_curve(folder) for folder in folders):
+    if not any(has_curve(folder) for folder in runs):
         raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
     environments: set[str] = set()
     differing = differences([read_config(group[0]).to_json() for group in grouped])

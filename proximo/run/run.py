@@ -48,7 +48,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """No whole rollout fits into the steps that are left."""
-        return self.step + self.config.rollout > self.config.run.steps
+        return self.config.complete(self.step)
 
 
 def state_of(run: Run) -> dict[str, Tensor]:

@@ -82,19 +82,24 @@ def name_of(env: EnvLike) -> str:
 
 def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
     """Build a run from a resolved configuration, in a new folder, and train it."""
-    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
-    (device, reason), (compile, why) = choose_device(config), choose_compile(config)
-    spaces = spaces_of(lanes)
-    backend = "auto" if lanes.backend == "yours" else lanes.backend
-    config = replace(config, run=changed(config.run, device=device, backend=backend, compile=compile), spaces=spaces)
-    notes += [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {compile}: {why}"]
-    notes += cautions(config, lanes)
+    config, lanes, choices = fitted(env, config)
     with computing(config.run):
         seed_all(config.run.seed)
         run = build(env, config, lanes)
         run.folder = folder.new_folder(out, config)
         save(run)
-        return drive(run, quiet, notes)
+        return drive(run, quiet, notes + choices)
+
+
+def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
+    """The configuration with all that depends on the environment and the machine, the lanes, and notes that say why."""
+    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
+    (device, reason), (compile, why) = choose_device(config), choose_compile(config)
+    spaces = spaces_of(lanes)
+    backend = "auto" if lanes.backend == "yours" else lanes.backend
+    config = replace(config, run=changed(config.run, device=device, backend=backend, compile=compile), spaces=spaces)
+    notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {compile}: {why}"]
+    return config, lanes, notes + cautions(config, lanes)
 
 
 def resume(

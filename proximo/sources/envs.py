@@ -43,7 +43,7 @@ class EnvSource:
         self.taken = 0
         self.envs = envs = self._guarded("start", lambda: self.make(seed))
         self.mode = autoreset_mode(envs)
-        self.lanes = envs.num_envs
+        self.lanes, self.shape = envs.num_envs, envs.single_observation_space.shape or ()
         first = self._shaped(self._guarded("reset", lambda: envs.reset(seed=seed))[0])
         horizon, lanes = self.horizon, self.lanes
         if not hasattr(self, "observation"):
@@ -68,9 +68,7 @@ class EnvSource:
         self.finals: Finals = {}
         noise, device, actions = policy.noise(self.horizon, self.lanes), policy.device, list[Tensor]()
         if policy is not self.policy:
-            self.policy, self.judge = policy, None
-            example = self.rows[0].to(device), noise[0]
-            self.act = fused(policy, lambda seen, drawn: (policy.act(seen, drawn),), example)
+            self.policy, self.act, self.judge = policy, acting(policy, self.rows[0].to(device), noise[0]), None
         for t, drawn in enumerate(noise.unbind()):
             actions.append(self.act(self.rows[t].to(device), drawn)[0])
             self._step(t, policy.to_env(actions[-1]))
@@ -92,8 +90,7 @@ class EnvSource:
         Where an episode ends and the next observation already belongs to a new one (under SAME_STEP and DISABLED),
         `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
         """
-        envs = self.envs
-        assert envs is not None
+        envs: Any = self.envs
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
         self.taken += 1
         observation = self._shaped(observation)
@@ -109,27 +106,22 @@ class EnvSource:
             else:
                 self._remember(t, ended, observation)
                 reset = self._guarded("reset", lambda: envs.reset(options={"reset_mask": ended}))
-                observation = np.where(
-                    ended.reshape(-1, *[1] * (observation.ndim - 1)), self._shaped(reset[0]), observation
-                )
+                observation = observation.copy()
+                observation[ended] = self._shaped(reset[0])[ended]
         self.observation[t + 1] = observation
 
     def _batch(self, action: Tensor) -> Batch:
         """The columns of the collection; dead rows have no reward and no end."""
-        mask = self.mask[:-1].copy()
-        reward = as_float32(self.reward * mask)
-        terminated, truncated = self.terminated & mask, self.truncated & mask
+        mask, observation = self.mask[:-1].copy(), self.observation[:-1].copy()
+        reward, terminated, truncated = as_float32(self.reward * mask), self.terminated & mask, self.truncated & mask
         ended = terminated | truncated
         after = ended | ~mask  # the next row, where it is live, begins an episode
         start = np.concatenate([self.fresh[None], after[:-1]]) & mask
         self.fresh = after[-1]
         self.episodes.add(reward, mask, ended)
-        observation = torch.from_numpy(self.observation[:-1].copy())
-        columns = dict(mask=mask, start=start, reward=reward, terminated=terminated, truncated=truncated)
-        tensors = {name: torch.from_numpy(column) for name, column in columns.items()}
-        return Batch(observation=observation, action=action, **tensors).to(
-            action.device
-        )
+        columns = dict(observation=observation, mask=mask, start=start, reward=reward)
+        columns |= dict(terminated=terminated, truncated=truncated)
+        return Batch(action=action, **{k: torch.from_numpy(v).to(action.device) for k, v in columns.items()})
 
     def _judged(self, batch: Batch) -> Batch:
         """Add logp, value and next_value, in one pass over the whole collection.
@@ -137,17 +129,10 @@ class EnvSource:
         The next value of a row is the value of the next row, of what came last for the last row, and of the final
         observation where `finals` has one.
         """
-        policy = self.policy
-        assert policy is not None
+        policy: Any = self.policy
         last = self.rows[-1].to(policy.device)
         if self.judge is None:
-
-            def judge(last: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-                opinion = policy.evaluate(batch.with_leaves(columns))
-                following = torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
-                return opinion.logp, opinion.value, following
-
-            self.judge = fused(policy, judge, [last, *batch.leaves()])
+            self.judge = judging(policy, last, batch)
         logp, value, next_value = self.judge(last, *batch.leaves())
         if self.finals:
             t, lane = (torch.tensor(index, device=last.device) for index in zip(*self.finals, strict=True))
@@ -189,22 +174,17 @@ class EnvSource:
 
     def _shaped(self, observation: Any) -> np.ndarray:
         """The observation as float32, if it has the shape that its space says."""
-        assert self.envs is not None
-        wanted = (self.lanes, *(self.envs.single_observation_space.shape or ()))
+        wanted = (self.lanes, *self.shape)
         if not isinstance(observation, np.ndarray) or observation.shape != wanted:
             shape = getattr(observation, "shape", type(observation).__name__)
             raise EnvFailure(f"the environment returned observations of shape {shape}, its space says {wanted}")
         return as_float32(observation)
 
     def _finite(self, upto: int) -> None:
-        """NonFiniteError that names the first NaN or infinity in the buffers' first `upto` steps.
-
-        A sum witnesses every one of them.
-        """
+        """NonFiniteError that names the first NaN or infinity in the buffers' first `upto` steps."""
         seen, reward = self.observation[: upto + 1], as_float32(self.reward[:upto])
-        with np.errstate(over="ignore"):
-            if np.isfinite(seen.sum()) and np.isfinite(reward.sum()):
-                return
+        if np.isfinite(seen).all() and np.isfinite(reward).all():
+            return
         before = self.taken - upto
         bad, worse = np.argwhere(~np.isfinite(seen)), np.argwhere(~np.isfinite(reward))
         if len(bad) and (not len(worse) or bad[0, 0] <= worse[0, 0] + 1):
@@ -215,6 +195,25 @@ class EnvSource:
             t, lane = worse[0].tolist()
             where = f"in lane {lane} at step {before + t + 1} of its environment"
             raise NonFiniteError(f"the reward is {reward[t, lane]} {where}")
+
+
+def acting(policy: Policy, observation: Tensor, noise: Tensor) -> Callable[..., tuple[Tensor, ...]]:
+    """`policy.act` for tensors of these shapes."""
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor]:
+        return (policy.act(observation, noise),)
+
+    return fused(policy, act, [observation, noise])
+
+
+def judging(policy: Policy, last: Tensor, batch: Batch) -> Callable[..., tuple[Tensor, ...]]:
+    """What the policy thinks of a batch like this one, followed by the observations `last`."""
+
+    def judge(last: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        opinion = policy.evaluate(batch.with_leaves(columns))
+        return opinion.logp, opinion.value, torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
+
+    return fused(policy, judge, [last, *batch.leaves()])
 
 
 def as_float32(values: Any) -> np.ndarray:
