@@ -25,7 +25,8 @@ from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video
 from proximo.run.plot import plot_runs
 from proximo.run.run import Run
-from proximo.sources.backends import BACKENDS, envpool_ids
+from proximo.sources.backends import BACKENDS
+from proximo.sources.envpool import envpool_ids
 
 ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
 Dir = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]

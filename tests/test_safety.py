@@ -41,7 +41,7 @@ def dangers(code: str) -> set[str]:
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
-        elif isinstance(node, ast.Name | ast.Attribute):
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Load):
             found.add(ast.unparse(node))
     return {name for name in found if name.split(".")[0] in MODULES or name in CALLS}
 

@@ -36,7 +36,7 @@ ELSEWHERE = {
 MOST_THREADS = 256
 LARGEST_ROLLOUT = 2**28  # rows; a stranger's config.json may ask for more than there is memory
 
-BackendName = Literal["auto", "sync", "async", "envpool"]
+BackendName = Literal["auto", "sync", "async", "envpool", "tensor"]
 
 
 @dataclass(frozen=True)

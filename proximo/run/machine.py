@@ -11,6 +11,8 @@ from proximo import compiler
 from proximo.errors import ConfigError
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.seeding import borrowed_generators
+from proximo.sources.backends import EnvLike
+from proximo.sources.tensors import TensorEnv
 
 WIDE = 512  # units from which a layer gains by a GPU
 # Seconds, from docs/performance.md: what compiling costs the first time, and what it then saves.
@@ -19,9 +21,13 @@ SAVED_PER_GRADIENT_STEP = 0.6e-3
 SAVED_PER_VECTOR_STEP = 20e-6
 
 
-def choose_device(config: Resolved) -> tuple[str, str]:
+def choose_device(config: Resolved, env: EnvLike) -> tuple[str, str]:
     """The device and why; ConfigError where a GPU was asked for and there is none."""
     asked, there = config.run.device, torch.cuda.is_available()
+    if isinstance(env, TensorEnv):
+        if asked not in ("auto", env.device.type):
+            raise ConfigError(f"device is {asked}, but the environment lives on {env.device}: leave out device")
+        return env.device.type, "where the environment lives"
     if asked == "cuda" and not there:
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     if asked != "auto":

@@ -19,7 +19,7 @@ from proximo.run.config import RunConfig
 from proximo.run.evaluate import LONGEST
 from proximo.run.files import replace_durably
 from proximo.run.seeding import EVALUATION, derived
-from proximo.sources.backends import EnvLike, single
+from proximo.sources.backends import MANY, EnvLike, single
 
 
 def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episodes: int) -> tuple[int, list[float]]:
@@ -28,7 +28,7 @@ def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episod
         raise MissingExtra('writing videos needs imageio and ffmpeg: pip install "proximo[video]"')
     if video.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"{video} must end in .mp4 or .gif")
-    if isinstance(env, gym.vector.VectorEnv):
+    if isinstance(env, MANY):
         raise ConfigError("a vector environment cannot be recorded: pass a maker of single environments")
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")

@@ -17,6 +17,7 @@ from proximo.run.config import Resolved
 from proximo.run.evaluate import Score
 from proximo.sources.backends import MakeEnv
 from proximo.sources.envs import EnvSource
+from proximo.sources.tensors import TensorSource
 from proximo.state import live_tensors, restore
 
 
@@ -28,7 +29,7 @@ class Run:
     config: Resolved
     agent: Agent
     algorithm: Algorithm
-    source: EnvSource
+    source: EnvSource | TensorSource
     make_one: MakeEnv | None  # for evaluation; None where only a vector environment is at hand
     step: int = 0
     update: int = 0

@@ -8,7 +8,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
 
 from proximo.algorithms import algorithm_named
@@ -28,8 +27,7 @@ from proximo.run.plot import has_curve, plot_runs
 from proximo.run.run import Run, load, load_policy, must_match, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_from_json, space_to_json
-from proximo.sources.backends import EnvLike, Lanes, lanes_for, single
-from proximo.sources.envs import EnvSource
+from proximo.sources.backends import MANY, EnvLike, Lanes, lanes_for, name_of, single
 
 FEW_UPDATES = 10
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -53,7 +51,7 @@ def train(
     """
     if steps is not None:
         settings["steps"] = steps
-    if isinstance(env, gym.vector.VectorEnv) and settings.setdefault("envs", env.num_envs) != env.num_envs:
+    if isinstance(env, MANY) and settings.setdefault("envs", env.num_envs) != env.num_envs:
         raise ConfigError(f"envs is {settings['envs']}, but the vector environment has {env.num_envs} lanes")
     config, notes = preset_config(env, algo, preset, settings)
     return begin(env, config, out, quiet, notes)
@@ -64,7 +62,7 @@ def preset_config(
 ) -> tuple[Resolved, list[str]]:
     """The configuration of a preset with settings over it, and a note that says which it is and why."""
     algorithm_named(algo)
-    if isinstance(env, gym.vector.VectorEnv):
+    if isinstance(env, MANY):
         action_space = env.single_action_space
     else:
         one = single(env)()
@@ -74,10 +72,6 @@ def preset_config(
     config = resolved(name_of(env), algo, chosen.name, {**chosen.settings, **(settings or {})}, isinstance(env, str))
     why = "fits the environment" if preset == "auto" else "as asked"
     return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
-
-
-def name_of(env: EnvLike) -> str:
-    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
 
 def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
@@ -93,12 +87,12 @@ def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, n
 
 def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     """The configuration with all that depends on the environment and the machine, the lanes, and notes that say why."""
-    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
-    (device, reason), (compile, why) = choose_device(config), choose_compile(config)
+    (device, reason), (mode, why) = choose_device(config, env), choose_compile(config)
+    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps, device)
     spaces = spaces_of(lanes)
     backend = "auto" if lanes.backend == "yours" else lanes.backend
-    config = replace(config, run=changed(config.run, device=device, backend=backend, compile=compile), spaces=spaces)
-    notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {compile}: {why}"]
+    config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
+    notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
     return config, lanes, notes + cautions(config, lanes)
 
 
@@ -121,11 +115,11 @@ def resume(
     config = replace(config, run=changed(config.run, steps=steps, device=device))
     notes: list[str] = []
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
-    compile, why = choose_compile(config)
-    if compile != config.run.compile:
-        notes.append(f"compile {compile}: {why}; the numbers then differ a little")
-    config = replace(config, run=changed(config.run, device=choose_device(config)[0], compile=compile))
-    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps)
+    mode, why = choose_compile(config)
+    if mode != config.run.compile:
+        notes.append(f"compile {mode}: {why}; the numbers then differ a little")
+    config = replace(config, run=changed(config.run, device=choose_device(config, env)[0], compile=mode))
+    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps, config.run.device)
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
     with computing(config.run):
@@ -176,7 +170,7 @@ def evaluate_run(
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
     agent, env, run = opened(Path(path), env, say)
-    if isinstance(env, gym.vector.VectorEnv):
+    if isinstance(env, MANY):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
     with threads(run.threads):
         score = evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
@@ -235,8 +229,8 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
     agent = agent_of(config, config.run.device, fresh)
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
-    source = EnvSource(lanes.make, config.algorithm.horizon)
-    make_one = None if isinstance(env, gym.vector.VectorEnv) else single(env, config.run.max_episode_steps)
+    source = lanes.source(lanes.make, config.algorithm.horizon)
+    make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps)
     return Run(Path(), config, agent, algorithm, source, make_one)
 
 

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.util
-import io
 import os
 import random
 import signal
@@ -19,17 +16,23 @@ import numpy as np
 import torch
 from gymnasium.vector.async_vector_env import AsyncState
 
-from proximo.errors import ConfigError, EnvFailure, MissingExtra, unknown
+from proximo.errors import ConfigError, EnvFailure, MissingExtra, UnsupportedSpace, unknown
+from proximo.sources.cartpole import CartPole
 from proximo.sources.checked import Checked
-from proximo.sources.envs import MakeEnvs
+from proximo.sources.envpool import EnvPoolLanes, envpool_ids, envpool_serves, require_envpool
+from proximo.sources.envs import EnvSource, MakeEnvs
+from proximo.sources.tensors import TensorEnv, TensorSource
 
 MakeEnv = Callable[[], gym.Env]
-EnvLike = str | MakeEnv | gym.vector.VectorEnv
+EnvLike = str | MakeEnv | gym.vector.VectorEnv | TensorEnv
+MANY = gym.vector.VectorEnv, TensorEnv  # lanes that the caller made
+IN_TENSORS: dict[str, Callable[..., TensorEnv]] = {"CartPole-v1": CartPole}
 
 BACKENDS = {
     "sync": "in this process: Gymnasium's own vector environment where it has one, else one lane after the other",
     "async": "one worker process a lane, observations in shared memory",
     "envpool": "EnvPool's C++ threads, for the ids it has",
+    "tensor": f"tensors on the policy's device, in one graph with the policy: {', '.join(IN_TENSORS)}",
 }
 EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "pygame": "classic"}  # a word of Gymnasium's complaint: our extra
 SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
@@ -41,16 +44,23 @@ FEW_LANES = 4  # below this EnvPool's wake-ups cost more than its threads save (
 class Lanes:
     """How to build the lanes of one run, and why this way."""
 
-    make: MakeEnvs
+    make: Callable[[int], Any]
     observation_space: gym.Space
     action_space: gym.Space
     backend: str
     reason: str
     episode_limit: int | None = None  # steps after which an episode is truncated, where that is known
+    source: type[EnvSource] | type[TensorSource] = EnvSource  # what collects from them
 
 
-def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps: int | None = None) -> Lanes:
+def lanes_for(
+    env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps: int | None = None, device: str = "cpu"
+) -> Lanes:
     """Choose a backend and check the environment. Raises a ProximoError that says what to do."""
+    if isinstance(env, TensorEnv):
+        must_be_plain(env)
+        spaces = env.single_observation_space, env.single_action_space
+        return Lanes(lambda seed: env, *spaces, "yours", "the tensor environment that was passed", source=TensorSource)
     if isinstance(env, gym.vector.VectorEnv):
         spaces = env.single_observation_space, env.single_action_space
         return Lanes(lambda seed: Borrowed(env), *spaces, "yours", "the vector environment that was passed")
@@ -58,6 +68,8 @@ def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps
         raise unknown("backend", backend, ("auto", *BACKENDS))
     if backend == "envpool":
         require_envpool(env)
+    if backend == "tensor":
+        return tensor_lanes(env, lanes, max_episode_steps, device)
     make_one = single(env, max_episode_steps)
     one = make_one()
     try:
@@ -78,6 +90,31 @@ def lanes_for(env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps
     else:
         make = lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)  # noqa: E731
     return Lanes(quietly(make), *spaces, chosen, reason, limit)
+
+
+def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str) -> Lanes:
+    if not isinstance(env, str) or env not in IN_TENSORS:
+        raise unknown("environment in tensors", name_of(env), IN_TENSORS)
+    extra: dict[str, Any] = {} if limit is None else {"limit": limit}
+    made = IN_TENSORS[env](1, **extra)
+    spaces = made.single_observation_space, made.single_action_space
+    make = lambda seed: IN_TENSORS[env](lanes, device=device, **extra)  # noqa: E731
+    return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), TensorSource)
+
+
+def must_be_plain(env: TensorEnv) -> None:
+    """A TensorEnv gets actions in the policy's own units."""
+    space = env.single_action_space
+    bounded = isinstance(space, gym.spaces.Box) and bool(np.isfinite([space.low, space.high]).any())
+    if bounded or np.any(getattr(space, "start", 0)):
+        raise UnsupportedSpace(
+            f"action space {space} of a tensor environment: a Box must be unbounded and a choice begin at 0; "
+            "scale, clip and shift within its step()"
+        )
+
+
+def name_of(env: EnvLike) -> str:
+    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
 
 def choose(env: EnvLike, one: gym.Env, lanes: int, max_episode_steps: int | None) -> tuple[str, str]:
@@ -191,38 +228,6 @@ def has_own_vector(name: str) -> bool:
     return spec is not None and spec.vector_entry_point is not None and not spec.additional_wrappers
 
 
-def require_envpool(env: str | MakeEnv) -> None:
-    if importlib.util.find_spec("envpool") is None:
-        raise MissingExtra('the envpool backend is not installed: pip install "proximo[envpool]"')
-    if not isinstance(env, str):
-        raise ConfigError("EnvPool has only environments of its own: give an id, or use the sync or async backend")
-    if env not in envpool_ids():
-        raise unknown("EnvPool environment", env, envpool_ids(), "use the sync or async backend")
-
-
-def envpool_ids() -> list[str]:
-    """Every id EnvPool has; none where it is not installed."""
-    if importlib.util.find_spec("envpool") is None:
-        return []
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        import envpool
-
-        return list(envpool.list_all_envs())
-
-
-def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bool:
-    """Whether EnvPool has this id with the spaces that Gymnasium's has."""
-    if name not in envpool_ids():
-        return False
-    lanes = EnvPoolLanes(name, 1, 0, max_episode_steps)
-    seen, act = lanes.single_observation_space, lanes.single_action_space
-    lanes.close()
-    same_action = (
-        act == one.action_space if isinstance(act, gym.spaces.Discrete) else act.shape == one.action_space.shape
-    )
-    return type(seen) is type(one.observation_space) and seen.shape == one.observation_space.shape and same_action
-
-
 class Borrowed(gym.vector.VectorWrapper):
     """A vector environment that the caller made, and will close."""
 
@@ -240,34 +245,3 @@ class WorkerLanes(gym.vector.AsyncVectorEnv):
         for process in self.processes:  # one died, or is stuck in a step: asking politely would wait for it
             process.kill()
             process.join()
-
-
-class EnvPoolLanes(gym.vector.VectorEnv):
-    """EnvPool under Gymnasium's vector interface. Its autoreset is NEXT_STEP; its seed is given when it is made."""
-
-    def __init__(self, name: str, lanes: int, seed: int, max_episode_steps: int | None = None) -> None:
-        import envpool
-
-        extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-        size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
-        with warnings.catch_warnings():  # of the precision of its bounds
-            warnings.simplefilter("ignore")
-            try:
-                self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
-            except Exception as error:
-                raise ConfigError(f"EnvPool cannot make {name} with {size | extra}: {error}") from error
-            self.single_observation_space = self.pool.observation_space
-            self.single_action_space = self.pool.action_space
-        self.num_envs = lanes
-        self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
-        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, lanes)
-        self.action_space = gym.vector.utils.batch_space(self.single_action_space, lanes)
-
-    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
-        return self.pool.reset()
-
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        return self.pool.step(actions)
-
-    def close_extras(self, **kwargs: Any) -> None:
-        self.pool.close()

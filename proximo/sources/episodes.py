@@ -27,12 +27,14 @@ class Episodes:
         returns = self.open_return + np.cumsum(reward, 0, dtype=np.float64)  # since each lane's episode began
         lengths = self.open_length + np.cumsum(mask, 0)
         before_return, before_length = np.zeros(ended.shape[1]), np.zeros(ended.shape[1], int)
+        kept_returns, kept_lengths, count = self.returns.numpy(), self.lengths.numpy(), int(self.count)
         for t, lane in np.argwhere(ended).tolist():
-            place = int(self.count) % WINDOW
-            self.returns[place] = float(returns[t, lane] - before_return[lane])
-            self.lengths[place] = int(lengths[t, lane] - before_length[lane])
-            self.count += 1
+            place = count % WINDOW
+            kept_returns[place] = returns[t, lane] - before_return[lane]
+            kept_lengths[place] = lengths[t, lane] - before_length[lane]
+            count += 1
             before_return[lane], before_length[lane] = returns[t, lane], lengths[t, lane]
+        self.count.fill_(count)
         self.open_return, self.open_length = returns[-1] - before_return, lengths[-1] - before_length
 
     def metrics(self) -> dict[str, float | int | None]:

@@ -1,0 +1,78 @@
+"""EnvPool's C++ threads under Gymnasium's vector interface."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import os
+import warnings
+from typing import Any
+
+import gymnasium as gym
+
+from proximo.errors import ConfigError, MissingExtra, unknown
+
+
+def require_envpool(env: Any) -> None:
+    """Raises a ProximoError that says what to do where EnvPool cannot serve `env`."""
+    if importlib.util.find_spec("envpool") is None:
+        raise MissingExtra('the envpool backend is not installed: pip install "proximo[envpool]"')
+    if not isinstance(env, str):
+        raise ConfigError("EnvPool has only environments of its own: give an id, or use the sync or async backend")
+    if env not in envpool_ids():
+        raise unknown("EnvPool environment", env, envpool_ids(), "use the sync or async backend")
+
+
+def envpool_ids() -> list[str]:
+    """Every id EnvPool has; none where it is not installed."""
+    if importlib.util.find_spec("envpool") is None:
+        return []
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        import envpool
+
+        return list(envpool.list_all_envs())
+
+
+def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bool:
+    """Whether EnvPool has this id with the spaces that Gymnasium's has."""
+    if name not in envpool_ids():
+        return False
+    lanes = EnvPoolLanes(name, 1, 0, max_episode_steps)
+    seen, act = lanes.single_observation_space, lanes.single_action_space
+    lanes.close()
+    same_action = (
+        act == one.action_space if isinstance(act, gym.spaces.Discrete) else act.shape == one.action_space.shape
+    )
+    return type(seen) is type(one.observation_space) and seen.shape == one.observation_space.shape and same_action
+
+
+class EnvPoolLanes(gym.vector.VectorEnv):
+    """EnvPool under Gymnasium's vector interface. Its autoreset is NEXT_STEP; its seed is given when it is made."""
+
+    def __init__(self, name: str, lanes: int, seed: int, max_episode_steps: int | None = None) -> None:
+        import envpool
+
+        extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+        size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
+        with warnings.catch_warnings():  # of the precision of its bounds
+            warnings.simplefilter("ignore")
+            try:
+                self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
+            except Exception as error:
+                raise ConfigError(f"EnvPool cannot make {name} with {size | extra}: {error}") from error
+            self.single_observation_space = self.pool.observation_space
+            self.single_action_space = self.pool.action_space
+        self.num_envs = lanes
+        self.metadata = {"autoreset_mode": gym.vector.AutoresetMode.NEXT_STEP}
+        self.observation_space = gym.vector.utils.batch_space(self.single_observation_space, lanes)
+        self.action_space = gym.vector.utils.batch_space(self.single_action_space, lanes)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.pool.reset()
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        return self.pool.step(actions)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        self.pool.close()
