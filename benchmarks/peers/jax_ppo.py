@@ -7,6 +7,7 @@ minibatches on random data instead.
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from functools import partial
@@ -15,6 +16,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this file must not hide its namesake
+os.environ.setdefault(
+    "NPROC", "1"
+)  # threads of XLA: a second one made nothing faster, and cost a third on a busy machine
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +160,8 @@ def collect(work: Work, params: Any, state: State, key: Array) -> tuple[State, R
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def train(work: Work, updates: int, key: Array) -> Array:
-    """The whole training; returns of episodes and their number in each update [updates, 2]."""
+def train(work: Work, updates: int, key: Array) -> tuple[Any, Array]:
+    """The whole training; the weights, and returns of episodes and their number in each update [updates, 2]."""
     weights, first, loop = jax.random.split(key, 3)
     params = init(weights, work)
 
@@ -169,7 +173,6 @@ def train(work: Work, updates: int, key: Array) -> Array:
         return (*update(work, params, optimizer, rows, learn), state), episodes
 
     start = (params, adam(work).init(params), begin(first, work.envs))
-    # The weights are returned as well, or the compiler would be free to leave out the last update.
     (params, _, _), episodes = jax.lax.scan(cycle, start, jax.random.split(loop, updates))
     return params, episodes
 
