@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this file must not hide its namesake
-os.environ.setdefault(
-    "NPROC", "1"
-)  # threads of XLA: a second one made nothing faster, and cost a third on a busy machine
+os.environ.setdefault("NPROC", "1")  # threads of XLA: a second one made nothing faster
 
 import jax
 import jax.numpy as jnp
