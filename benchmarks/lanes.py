@@ -29,3 +29,8 @@ def gymnasium_lanes(work: Work) -> tuple[gym.vector.VectorEnv, RecordEpisodeStat
 def last_return(counted: RecordEpisodeStatistics) -> float | None:
     """Mean return of the last 100 episodes; None where none has ended."""
     return float(np.mean(counted.return_queue)) if len(counted.return_queue) else None
+
+
+def real_steps(steps: int, counted: RecordEpisodeStatistics) -> int:
+    """Transitions among so many rows: the row that follows an episode's end resets the lane and is none."""
+    return steps - counted.episode_count

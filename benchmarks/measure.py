@@ -56,6 +56,7 @@ def report(
     seconds: float,
     packages: tuple[str, ...],
     *,
+    updates: int | None = None,
     learning: Stopwatch | None = None,
     final_return: float | None = None,
     **more: Any,
@@ -63,8 +64,9 @@ def report(
     """Print the result of a training of `steps` steps that took `seconds`, `learning.seconds` of them in updates.
 
     An update is all that a peer does with a finished collection, advantages aside where it has them in collecting.
+    `updates` is given where `steps` leaves out rows that were collected.
     """
-    gradient_steps = steps // work.rollout * work.epochs * work.minibatches
+    gradient_steps = (updates or steps // work.rollout) * work.epochs * work.minibatches
     row = {
         "peer": peer,
         "work": work.name,

@@ -46,7 +46,8 @@ def main() -> None:
         )
     packages = ("proximo", "torch", "gymnasium", "numpy", "mujoco", "envpool")
     final = run.metrics.get("return_mean")
-    report("ours", work, run.step, run.seconds, packages, learning=learning, final_return=final)
+    more = dict(updates=run.update, learning=learning, final_return=final)
+    report("ours", work, run.step, run.seconds, packages, **more)
 
 
 if __name__ == "__main__":

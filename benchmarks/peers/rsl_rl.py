@@ -13,7 +13,7 @@ sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this
 
 import numpy as np
 import torch
-from lanes import gymnasium_lanes, last_return
+from lanes import gymnasium_lanes, last_return, real_steps
 from measure import Stopwatch, asked, report
 from rsl_rl.env import VecEnv
 from rsl_rl.runners import OnPolicyRunner
@@ -86,7 +86,8 @@ def main() -> None:
         runner.learn(work.updates(steps))
         seconds = time.perf_counter() - begin
     packages = ("rsl-rl-lib", "torch", "tensordict", "gymnasium", "numpy", "mujoco")
-    report("rsl_rl", work, steps, seconds, packages, learning=learning, final_return=last_return(env.counted))
+    more = dict(updates=work.updates(steps), learning=learning, final_return=last_return(env.counted))
+    report("rsl_rl", work, real_steps(steps, env.counted), seconds, packages, **more)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from typing import Any
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this file must not hide its namesake
 
 import torch
-from lanes import gymnasium_lanes, last_return
+from lanes import gymnasium_lanes, last_return, real_steps
 from measure import Stopwatch, asked, report
 from skrl.agents.torch.ppo import PPO, PPO_CFG
 from skrl.envs.wrappers.torch import Wrapper, wrap_env
@@ -102,7 +102,8 @@ def main() -> None:
     trainer.train()
     seconds = time.perf_counter() - begin
     packages = ("skrl", "torch", "gymnasium", "numpy", "mujoco")
-    report("skrl", work, steps, seconds, packages, learning=learning, final_return=last_return(counted))
+    more = dict(updates=work.updates(steps), learning=learning, final_return=last_return(counted))
+    report("skrl", work, real_steps(steps, counted), seconds, packages, **more)
 
 
 if __name__ == "__main__":
