@@ -50,6 +50,12 @@ class Peer:
 PEERS = (
     Peer("ours", ("--editable", f"{ROOT}[mujoco,envpool]")),
     Peer("stable_baselines3", ("stable-baselines3==2.9.2", "gymnasium[mujoco]")),
+    Peer("skrl", ("skrl==2.1.1", "gymnasium[mujoco]")),
+    Peer("tianshou", ("tianshou==2.0.1", "gymnasium[mujoco]")),
+    Peer("torchrl", ("torchrl==0.14.1", "gymnasium[mujoco]")),
+    Peer("rsl_rl", ("rsl-rl-lib==5.5.1", "gymnasium[mujoco]"), ("B", "B8")),  # no discrete actions
+    Peer("sample_factory", ("sample-factory==2.1.1",), ("A",)),  # its Gymnasium is older than HalfCheetah-v5
+    Peer("rllib", ("ray[rllib]==2.60.0", "gymnasium[mujoco]")),
     Peer("jax_ppo", ("jax==0.10.2", "jaxlib==0.10.2", "optax==0.2.8"), ("A-tensor", "A-update", "B-update"), False),
 )
 
