@@ -33,4 +33,4 @@ def last_return(counted: RecordEpisodeStatistics) -> float | None:
 
 def real_steps(steps: int, counted: RecordEpisodeStatistics) -> int:
     """Transitions among so many rows: the row that follows an episode's end resets the lane and is none."""
-    return steps - counted.episode_count
+    return steps - int(counted.episode_count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -47,17 +47,17 @@ class Work:
         return steps // self.rollout
 
 
-CARTPOLE = dict(env="CartPole-v1", envs=8, horizon=128, epochs=4, minibatch=256, lr=2.5e-4, steps=200_000)
-CHEETAH = dict(env="HalfCheetah-v5", epochs=10, minibatch=64, lr=3e-4, normalize=True)
+CARTPOLE = Work("A", "CartPole-v1", envs=8, horizon=128, epochs=4, minibatch=256, lr=2.5e-4, steps=200_000)
+CHEETAH = Work("B", "HalfCheetah-v5", 1, horizon=2048, epochs=10, minibatch=64, lr=3e-4, steps=40_000, normalize=True)
 
 WORKS: dict[str, Work] = {
     work.name: work
     for work in (
-        Work("A", **CARTPOLE),
-        Work("A-tensor", **CARTPOLE),  # the environment is arrays of the same library, stepped where the policy is
-        Work("A-update", **CARTPOLE),  # no environment: the update alone, on random data
-        Work("B", **CHEETAH, envs=1, horizon=2048, steps=40_000),
-        Work("B8", **CHEETAH, envs=8, horizon=256, steps=60_000),
-        Work("B-update", **CHEETAH, envs=1, horizon=2048, steps=40_000),
+        CARTPOLE,
+        replace(CARTPOLE, name="A-tensor"),  # the environment is arrays, stepped where the policy is
+        replace(CARTPOLE, name="A-update"),  # no environment: the update alone, on random data
+        CHEETAH,
+        replace(CHEETAH, name="B8", envs=8, horizon=256, steps=60_000),
+        replace(CHEETAH, name="B-update"),
     )
 }
