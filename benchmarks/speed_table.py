@@ -12,6 +12,16 @@ from works import WORKS
 Row = dict[str, Any]
 REFERENCE = "stable_baselines3"
 SAME_TASK = {"A-tensor": "A"}  # where the reference does not do a work: the work it is held against
+NAMES = {
+    "ours": "Proximo",
+    "stable_baselines3": "Stable-Baselines3",
+    "rsl_rl": "RSL-RL",
+    "tianshou": "Tianshou",
+    "torchrl": "TorchRL",
+    "sample_factory": "Sample Factory",
+    "rllib": "RLlib",
+    "jax_ppo": "a script in JAX",
+}
 
 SAID = {
     "A": "CartPole-v1, 8 lanes × 128 steps, 4 epochs of 4 minibatches of 256.",
@@ -36,7 +46,10 @@ def write_table(path: Path) -> None:
         lines += [f"## {work}", "", SAID[work], "", *table(good, work), ""]
     if failed := [row for row in rows if "error" in row]:
         lines += ["## What did not run", "", "| work | peer | seed | why |", "|---|---|---|---|"]
-        lines += [f"| {r['work']} | {r['peer']} | {r['seed']} | {r['error'].replace('|', '/')} |" for r in failed]
+        lines += [
+            f"| {r['work']} | {NAMES.get(r['peer'], r['peer'])} | {r['seed']} | {r['error'].replace('|', '/')} |"
+            for r in failed
+        ]
         lines.append("")
     path.with_suffix(".md").write_text("\n".join(lines))
     draw(good, works, path.with_suffix(".png"))
@@ -45,11 +58,10 @@ def write_table(path: Path) -> None:
 def heading(rows: list[Row]) -> list[str]:
     """What was measured, where, with what, and how to do it again."""
     seeds = sorted({row["seed"] for row in rows})
-    pilot = " (pilot)" if len(seeds) < 10 else ""
     lines = [
-        f"# Speed{pilot}",
+        f"# Speed{pilot(rows)}",
         "",
-        f"Seeds {', '.join(map(str, seeds))}, one run each{': under ten seeds this is a pilot' if pilot else ''}.",
+        f"Seeds {', '.join(map(str, seeds))}, one run each{'; under ten is a pilot' if pilot(rows) else ''}.",
         "steps/s: environment steps a second over the whole training, start-up, imports and compilation excluded;",
         "median [least–most] of the rounds. ratio: median of the ratios to Stable-Baselines3 in the same round.",
         "update: microseconds for one minibatch, measured in training. collecting: share of the time outside updates.",
@@ -63,7 +75,11 @@ def heading(rows: list[Row]) -> list[str]:
         "",
     ]
     described = {(row["peer"], ", ".join(f"{k} {v}" for k, v in row["versions"].items())) for row in rows}
-    return lines + [f"- {peer}: {versions}" for peer, versions in sorted(described)]
+    return lines + [f"- {NAMES.get(peer, peer)}: {versions}" for peer, versions in sorted(described)]
+
+
+def pilot(rows: list[Row]) -> str:
+    return " (pilot)" if len({row["seed"] for row in rows}) < 10 else ""
 
 
 def table(rows: list[Row], work: str) -> list[str]:
@@ -86,7 +102,7 @@ def table(rows: list[Row], work: str) -> list[str]:
             ", ".join(f"{steps:,}" for steps in sorted({run["steps"] for run in runs})),
             str(len(runs)),
         ]
-        lines.append(f"| {peer} | {' | '.join(cells)} |")
+        lines.append(f"| {NAMES.get(peer, peer)} | {' | '.join(cells)} |")
     return lines
 
 
@@ -146,8 +162,10 @@ def draw(rows: list[Row], works: list[str], path: Path) -> None:
             axis.barh(place, median, color="#1f6f8b" if peer == "ours" else "#b9c4c9", height=0.7)
             axis.plot([min(rates), max(rates)], [place, place], color="black", linewidth=1)
             axis.annotate(f"{median:,.0f}", (max(rates), place), (4, 0), textcoords="offset points", va="center")
-        axis.set_yticks(range(len(names)), names)
-        axis.set_title(f"{work}: {WORKS[work].env}, steps per second", loc="left", fontsize=10)
+        axis.set_yticks(range(len(names)), [NAMES.get(peer, peer) for peer in names])
+        axis.set_ylim(-0.7, len(names) - 0.3)
+        axis.xaxis.set_major_formatter("{x:,.0f}")
+        axis.set_title(f"{work}: {WORKS[work].env}, steps per second{pilot(rows)}", loc="left", fontsize=10)
         axis.margins(x=0.12)
         axis.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

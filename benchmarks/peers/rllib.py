@@ -26,7 +26,7 @@ from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
 from ray.tune.registry import register_env
 from works import WORKS, Work
 
-THREADS = 1  # a second one made the small networks slower
+THREADS = 1  # a second one gained nothing, and cost much where the machine was busy
 
 
 def lane(config: dict[str, Any]) -> gym.Env:
@@ -43,7 +43,7 @@ def settings(work: Work, seed: int) -> PPOConfig:
     config = PPOConfig()
     config.environment("lane", env_config={"work": work.name}, normalize_actions=work.normalize)
     config.env_runners(
-        num_env_runners=0,  # the process that learns collects as well: on two cores others were slower
+        num_env_runners=0,  # the process that learns collects as well
         num_envs_per_env_runner=work.envs,
         rollout_fragment_length=work.horizon,
         env_to_module_connector=(lambda env, spaces, device: MeanStdFilter()) if work.normalize else None,

@@ -21,7 +21,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from works import Work
 
-THREADS = 1  # a second one made the small networks slower
+THREADS = 1  # a second one gained nothing, and cost much where the machine was busy
 
 
 class Lanes(VecEnv):

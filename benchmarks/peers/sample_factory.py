@@ -21,7 +21,7 @@ from sample_factory.envs.env_utils import register_env
 from sample_factory.train import make_runner
 from works import Work
 
-THREADS = 1  # a second one made the small networks slower
+THREADS = 1  # a second one gained nothing, and cost much where the machine was busy
 
 
 def made(name: str, config: Any = None, lane: Any = None, render_mode: str | None = None) -> gym.Env:

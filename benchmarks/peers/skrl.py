@@ -21,7 +21,7 @@ from skrl.utils import set_seed
 from torch import Tensor, nn
 from works import Work
 
-THREADS = 1  # a second one made the small networks slower
+THREADS = 1  # a second one gained nothing, and cost much where the machine was busy
 
 
 def tower(inputs: int, work: Work, outputs: int) -> nn.Sequential:

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution, Independent, Normal
 from works import Work
 
-THREADS = 1  # a second one made the small networks slower
+THREADS = 1  # a second one gained nothing, and cost much where the machine was busy
 
 
 def environments(work: Work, seed: int) -> BaseVectorEnv:

@@ -27,7 +27,7 @@ from torchrl.objectives import ClipPPOLoss
 from torchrl.objectives.value import GAE
 from works import Work
 
-THREADS = 1  # a second one made the small networks slower
+THREADS = 1  # a second one gained nothing, and cost much where the machine was busy
 
 
 def environments(work: Work) -> tuple[EnvBase, list[gym.wrappers.RecordEpisodeStatistics]]:
