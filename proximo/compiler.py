@@ -17,6 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proximo import kernels
+
 log = logging.getLogger("proximo")
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
 
@@ -65,9 +67,10 @@ def _compiled(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callab
     from torch.fx.experimental.proxy_tensor import make_fx
 
     arguments: list[Any] = [tensor.detach() for tensor in tensors]
-    decompositions = {torch.ops.aten.tanh.default: rational_tanh} if arguments[0].device.type == "cpu" else {}
-    graph = make_fx(function, decomposition_table=decompositions, tracing_mode="fake")(*arguments)
-    options = {"config_patches": {"cpp_wrapper": arguments[0].device.type == "cpu"}}
+    cpu = arguments[0].device.type == "cpu"
+    table = {torch.ops.aten.tanh.default: rational_tanh, **kernels.decompositions()} if cpu else {}
+    graph = make_fx(function, decomposition_table=table, tracing_mode="fake")(*arguments)
+    options = {"config_patches": {"cpp_wrapper": True, **kernels.shims()} if cpu else {}}
     return standalone_compile(graph, arguments, dynamic_shapes="from_example_inputs", options=options)
 
 

@@ -24,7 +24,9 @@ class Adam:
             "vector": vector,
             "exp_avg": torch.zeros_like(vector),
             "exp_avg_sq": torch.zeros_like(vector),
-            "count": torch.zeros((), dtype=torch.float64, device=vector.device),
+            # β₁ᵗ and β₂ᵗ, kept as products: a power would be taken anew for every few parameters of a compiled step
+            "power1": torch.ones((), dtype=torch.float64, device=vector.device),
+            "power2": torch.ones((), dtype=torch.float64, device=vector.device),
             "lr": torch.tensor(lr, dtype=torch.float64, device=vector.device),
         }
         for name, part in self.parts(vector).items():
@@ -48,12 +50,13 @@ class Adam:
     def descend(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
         """One step against a gradient [P], in place; `state` is the optimizer's own, or stands for it in a trace."""
         beta1, beta2 = self.betas
-        vector, exp_avg, exp_avg_sq, count = (state[name] for name in ("vector", "exp_avg", "exp_avg_sq", "count"))
-        count.add_(1)
+        vector, exp_avg, exp_avg_sq = state["vector"], state["exp_avg"], state["exp_avg_sq"]
+        state["power1"].mul_(beta1)
+        state["power2"].mul_(beta2)
         exp_avg.lerp_(gradient, 1 - beta1)
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
-        step = (state["lr"] / (1 - beta1**count)).to(vector.dtype)
-        scale = (1 - beta2**count).sqrt().to(vector.dtype)
+        step = (state["lr"] / (1 - state["power1"])).to(vector.dtype)
+        scale = (1 - state["power2"]).sqrt().to(vector.dtype)
         vector.sub_(step * exp_avg / (exp_avg_sq.sqrt() / scale + self.eps))
 
     @torch.no_grad()

@@ -1,0 +1,110 @@
+"""The product of small matrices, for graphs on processors where torch's library is slow at it (`product.cpp`)."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+SOURCE = Path(__file__).with_name("product.cpp")
+SHIM = "AOTITorchError aoti_torch_cpu_product(AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle* c)"
+WIDTH = 16  # floats in a vector
+LARGEST = 2**16  # numbers of a factor that is packed or streamed through the cache
+
+
+@cache
+def product_op() -> Any:
+    """The operator, compiled and loaded; None where torch's own is as good, or where no compiler is.
+
+    By rule: MKL has no kernels for the 512-bit vectors of processors that are not Intel's, and takes twice as long
+    there (docs/performance.md).
+    """
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.get_num_threads() > 1 or made_by_intel():
+        return None
+    try:
+        ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)  # graphs find the kernel by its name
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    torch.library.define("proximo::product", "(Tensor a, Tensor b) -> Tensor")
+    torch.library.impl("proximo::product", "cpu", torch.mm)
+    torch.library.register_fake("proximo::product", torch.mm)
+    return torch.ops.proximo.product.default
+
+
+def made_by_intel() -> bool:
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return True
+
+
+def built() -> Path:
+    """The library, compiled into Inductor's cache unless it is there."""
+    from torch._inductor.runtime.cache_dir_utils import cache_dir
+
+    root = Path(torch.__file__).parent
+    words = [shutil.which("g++") or "c++", "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
+    words += [f"-I{root / 'include'}", str(SOURCE), f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
+    key = hashlib.sha256(SOURCE.read_bytes() + " ".join([*words, torch.__version__]).encode()).hexdigest()[:16]
+    folder = Path(cache_dir())
+    library = folder / f"proximo-product-{key}.so"
+    if not library.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as aside:
+            made = Path(aside) / library.name
+            subprocess.run([*words, "-o", str(made)], check=True, capture_output=True)
+            os.replace(made, library)
+    return library
+
+
+def fits(a: Tensor, b: Tensor) -> bool:
+    """Whether the kernel is for these: float32, of moderate size, vectors along columns, or rows that lie so."""
+    rows, inner, columns = *a.shape, b.shape[1]
+    if a.dtype != torch.float32 or b.dtype != torch.float32 or inner * max(rows, columns) > LARGEST * 4:
+        return False
+    if columns % WIDTH == 0:
+        return b.stride(1) == 1 or (inner * columns <= LARGEST and rows >= 4)
+    return rows % WIDTH == 0 and a.stride(0) == 1
+
+
+def decompositions() -> dict[Any, Callable[..., Any]]:
+    """What stands for torch's matrix products in a graph."""
+    product = product_op()
+    if product is None:
+        return {}
+
+    def mm(a: Tensor, b: Tensor) -> Tensor:
+        return product(a, b) if fits(a, b) else NotImplemented
+
+    def addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
+        return product(a, b) + bias if fits(a, b) and beta == 1 and alpha == 1 else NotImplemented
+
+    return {torch.ops.aten.mm.default: mm, torch.ops.aten.addmm.default: addmm}
+
+
+class Named:
+    """Stands for an operator as a key: Inductor's cache of graphs cannot keep settings that hold the operator itself."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __hash__(self) -> int:
+        return hash(product_op())
+
+    def __eq__(self, other: object) -> bool:
+        return other is product_op() or (isinstance(other, Named) and other.name == self.name)
+
+
+def shims() -> dict[str, Any]:
+    """What Inductor must know to call the kernel."""
+    return {} if product_op() is None else {"aot_inductor.custom_ops_to_c_shims": {Named("proximo::product"): [SHIM]}}
