@@ -87,7 +87,7 @@ class TensorSource:
             self.observation, *piece = self.walk(self.observation, drawn, happened)
             pieces.append(tuple(piece))
         observation, action, reward, terminated, truncated, final = (torch.cat(x) for x in zip(*pieces, strict=True))
-        if not torch.stack([observation.isfinite().all(), reward.isfinite().all()]).all():
+        if not (observation.isfinite().all() & reward.isfinite().all()):
             raise NonFiniteError(f"the environment returned {culprit(observation, reward)}")
         ended = terminated | truncated
         start, self.fresh = torch.cat([self.fresh.unsqueeze(0), ended[:-1]]), ended[-1]
@@ -99,8 +99,9 @@ class TensorSource:
             self.judge = judging(policy, self.observation, batch)
         logp, value, next_value = self.judge(self.observation, *batch.leaves())
         cut = truncated.nonzero(as_tuple=True)
-        with torch.no_grad():
-            next_value[cut] = policy.value(final[cut])
+        if len(cut[0]):
+            with torch.no_grad():
+                next_value[cut] = policy.value(final[cut])
         return batch.replace(logp=logp, value=value, next_value=next_value)
 
     def state_tensors(self) -> dict[str, Tensor]:
