@@ -70,7 +70,7 @@ class Guard:
     def kept(self) -> Iterator[None]:
         """A block after whose failure the run's tensors are as they were before it."""
         with torch.no_grad():
-            torch._foreach_copy_(list(self.before.values()), list(self.live.values()))
+            torch._foreach_copy_(list(self.before.values()), list(self.live.values()))  # type: ignore[attr-defined]
         try:
             yield
         except (ProximoError, KeyboardInterrupt):
