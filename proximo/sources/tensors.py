@@ -18,7 +18,7 @@ from proximo.sources.envs import judging
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
-UNROLLED = 16  # steps in one compiled call, where the horizon is a multiple of it
+UNROLLED = 32  # steps in one compiled call, where the horizon is a multiple of it
 
 
 class Transition(NamedTuple):
