@@ -32,12 +32,16 @@ def compiling(on: bool) -> Iterator[None]:
     What there is before the block, and what compiling leaves behind, is spared the garbage collector until its end:
     looking through it again and again took a tenth of a run's time.
     """
-    token = _compiling.set(on)
-    gc.freeze()
+    token, mine = _compiling.set(on), gc.get_freeze_count() == 0
+    if mine:
+        if on:
+            gc.collect()  # an earlier run's graphs, which nobody needs any more
+        gc.freeze()
     try:
         yield
     finally:
-        gc.unfreeze()
+        if mine:
+            gc.unfreeze()
         _compiling.reset(token)
 
 

@@ -18,7 +18,7 @@ from proximo import compiler
 from proximo.advantages import standardize
 from proximo.batch import Batch
 from proximo.compiler import compiling, fused, rational_tanh
-from proximo.errors import StaleGraph
+from proximo.errors import ConfigError, StaleGraph
 from proximo.models.actor_critic import ActorCritic, Network
 from proximo.objectives import Diagnostics, Term, clip, entropy, per_action, value_error
 from proximo.policy import Evaluation
@@ -128,30 +128,98 @@ def test_the_rational_tanh_is_near_the_exact_one() -> None:
     assert rational_tanh(torch.tensor([torch.nan])).isnan().all()
 
 
-class Scaled:
-    """A value error whose weight is a plain number that may change."""
+class Numbers:
+    """Plain numbers that may change."""
 
     def __init__(self) -> None:
-        self.weight = 1.0
+        self.weight, self.epsilon = 1.0, 0.2
 
     def term(self) -> Term:
         def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-            return self.weight * (evaluation.value - batch.returns).square(), {}
+            ratio = (evaluation.logp - batch.logp).exp()
+            clipped = ratio.clamp(1 - self.epsilon, 1 + self.epsilon)
+            surrogate = torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
+            return self.weight * (evaluation.value - batch.returns).square() - surrogate, {}
 
-        return per_action("value_loss", formula)
+        return per_action("both", formula)
 
 
 @needs_compiler
-def test_a_number_that_changes_behind_the_graph_is_noticed() -> None:
-    policy, scaled = policy_for(SPACES["box"]), Scaled()
-    optimizer, batch, objective = Adam(policy, lr=1e-3), batch_for(policy), scaled.term()
+@pytest.mark.parametrize(("name", "value"), [("weight", 3.0), ("epsilon", 0.001)])
+def test_a_number_that_changes_behind_the_graph_is_noticed(name: str, value: float) -> None:
+    policy, numbers = policy_for(SPACES["box"]), Numbers()
+    optimizer, batch, objective = Adam(policy, lr=1e-2), batch_for(policy), numbers.term()
     with compiling(True):
         sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
         before = optimizer.state["vector"].clone()
-        scaled.weight = 3.0
+        setattr(numbers, name, value)
         with pytest.raises(StaleGraph, match="changed after it was compiled"):
             sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
     assert torch.equal(optimizer.state["vector"], before)
+
+
+@needs_compiler
+def test_two_objectives_of_one_optimizer_keep_their_names() -> None:
+    policy = policy_for(SPACES["box"])
+    optimizer, batch = Adam(policy, lr=1e-3), batch_for(policy)
+    one, other = clip(0.2) + value_error(), value_error()
+    with compiling(True):
+        seen = [sgd(policy, optimizer, objective, batch, 1, 4, 0.5) for objective in (one, other, one, other, one)]
+    assert [sorted(report) for report in seen[::2]] == [sorted(seen[0])] * 3
+    assert "kl" in seen[2]
+    assert "kl" not in seen[3]
+    total = (seen[4]["policy_loss"] + seen[4]["value_loss"]).item()
+    assert seen[4]["loss"].item() == pytest.approx(total, rel=1e-4)
+
+
+@needs_compiler
+def test_steps_that_draw_random_numbers_are_compiled_too() -> None:
+    policy = policy_for(SPACES["box"])
+    policy.critic.insert(1, torch.nn.Dropout(0.5))
+    optimizer, batch = Adam(policy, lr=1e-3), batch_for(policy)
+    ends = []
+    with compiling(True):
+        for _ in range(2):
+            torch.manual_seed(5)
+            optimizer.restore({name: torch.zeros_like(x) for name, x in optimizer.state.items() if "exp" in name})
+            start = optimizer.state["vector"].clone()
+            sgd(policy, optimizer, value_error(), batch, 1, 4, 0.5)
+            ends.append(optimizer.state["vector"].clone())
+            optimizer.state["vector"].copy_(start)
+            for power in ("power1", "power2"):
+                optimizer.state[power].fill_(1)
+    assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+def test_a_frozen_parameter_stays(compile: bool) -> None:
+    policy = policy_for(SPACES["box"])
+    frozen = policy.critic[0].weight.requires_grad_(False)
+    before = frozen.clone()
+    optimizer, batch = Adam(policy, lr=1e-2), batch_for(policy)
+    last = policy.critic[-1].weight.detach().clone()
+    with compiling(compile):
+        sgd(policy, optimizer, OBJECTIVE, batch, 2, 4, 0.5)
+    assert torch.equal(frozen, before)
+    assert not torch.equal(policy.critic[-1].weight, last)
+
+
+def test_an_optimizer_that_lost_its_policy_says_so() -> None:
+    policy = policy_for(SPACES["box"])
+    first = Adam(policy, lr=1e-2)
+    Adam(policy, lr=1e-2)
+    with pytest.raises(ConfigError, match="no longer this optimizer's"):
+        sgd(policy, first, OBJECTIVE, batch_for(policy), 1, 4, 0.5)
+
+
+def test_a_diagnostic_alone_stops_nothing() -> None:
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        return (evaluation.value - batch.returns).square(), {"odd": torch.full_like(evaluation.value, torch.nan)}
+
+    policy = policy_for(SPACES["box"])
+    report = sgd(policy, Adam(policy, lr=1e-2), per_action("value_loss", formula), batch_for(policy), 1, 4, 0.5)
+    assert report["odd"].isnan()
+    assert report["loss"].isfinite()
 
 
 def asks_for_a_number() -> Term:
@@ -174,17 +242,15 @@ def test_what_cannot_be_traced_runs_uncompiled_and_says_so_once(caplog: pytest.L
 
 
 @needs_compiler
-def test_a_new_objective_for_every_update_does_not_compile_for_ever(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_new_objective_for_every_update_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proximo.updaters.graph.MOST_GRAPHS", 2)
     policy = policy_for(SPACES["box"])
     optimizer, batch = Adam(policy, lr=1e-3), batch_for(policy)
-    with compiling(True), caplog.at_level(logging.WARNING, "proximo"):
-        for _ in range(4):
+    with compiling(True):
+        for _ in range(2):
             sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 4, 0.5)
-    assert len(optimizer.graphs) == 2
-    assert len(caplog.records) == 1
+        with pytest.raises(ConfigError, match="make an objective once"):
+            sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 4, 0.5)
 
 
 def test_without_a_compiler_a_run_goes_on_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+log = logging.getLogger("proximo")
 SOURCE = Path(__file__).with_name("product.cpp")
 SHIM = "AOTITorchError aoti_torch_cpu_product(AtenTensorHandle a, AtenTensorHandle b, AtenTensorHandle* c)"
 WIDTH = 16  # floats in a vector
@@ -37,7 +39,8 @@ def loaded() -> Any:
         return None
     try:
         ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)  # graphs find the kernel by its name
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("the product kernel cannot be built, torch's own is used: %s", error)
         return None
     torch.library.define("proximo::product", "(Tensor a, Tensor b) -> Tensor")
     torch.library.impl("proximo::product", "cpu", torch.mm)
@@ -59,11 +62,15 @@ def built() -> Path:
     root = Path(torch.__file__).parent
     words = [shutil.which("g++") or "c++", "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
     words += [f"-I{root / 'include'}", str(SOURCE), f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
-    key = hashlib.sha256(SOURCE.read_bytes() + " ".join([*words, torch.__version__]).encode()).hexdigest()[:16]
+    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")]
+    made_for = " ".join([*words, torch.__version__, *flags[:1]])
+    key = hashlib.sha256(SOURCE.read_bytes() + made_for.encode()).hexdigest()[:16]
     folder = Path(cache_dir())
     library = folder / f"proximo-product-{key}.so"
+    folder.mkdir(parents=True, exist_ok=True)
+    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+        raise OSError(f"{folder} is not this user's alone, and code is loaded from it")
     if not library.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             made = Path(aside) / library.name
             subprocess.run([*words, "-o", str(made)], check=True, capture_output=True)

@@ -19,7 +19,7 @@ def derived(seed: int, stream: int, position: int) -> int:
 
 
 def seed_all(seed: int) -> None:
-    """Seed torch (every device), NumPy and Python, so that also a user's environment or module draws the same."""
+    """Seed torch (CPU and CUDA), NumPy and Python, so that also a user's environment or module draws the same."""
     torch.default_generator.manual_seed(seed)  # torch.manual_seed asks every kind of device, for 200 µs an update
     if gpu_is_there():
         torch.cuda.manual_seed_all(seed)

@@ -24,18 +24,18 @@ class Episodes:
 
     def add(self, reward: np.ndarray, mask: np.ndarray, ended: np.ndarray) -> None:
         """Take in rewards (zero in dead rows), live rows and ends, [T, N] each."""
-        returns = self.open_return + np.cumsum(reward, 0, dtype=np.float64)  # since each lane's episode began
-        lengths = self.open_length + np.cumsum(mask, 0)
-        before_return, before_length = np.zeros(ended.shape[1]), np.zeros(ended.shape[1], int)
-        kept_returns, kept_lengths, count = self.returns.numpy(), self.lengths.numpy(), int(self.count)
+        begin = np.zeros(ended.shape[1], int)  # the first row of each lane's open episode
+        returns, lengths, count = self.returns.numpy(), self.lengths.numpy(), int(self.count)
         for t, lane in np.argwhere(ended).tolist():
-            place = count % WINDOW
-            kept_returns[place] = returns[t, lane] - before_return[lane]
-            kept_lengths[place] = lengths[t, lane] - before_length[lane]
-            count += 1
-            before_return[lane], before_length[lane] = returns[t, lane], lengths[t, lane]
+            rows = slice(begin[lane], t + 1)
+            returns[count % WINDOW] = self.open_return[lane] + reward[rows, lane].sum(dtype=np.float64)
+            lengths[count % WINDOW] = self.open_length[lane] + mask[rows, lane].sum()
+            self.open_return[lane] = self.open_length[lane] = 0
+            begin[lane], count = t + 1, count + 1
         self.count.fill_(count)
-        self.open_return, self.open_length = returns[-1] - before_return, lengths[-1] - before_length
+        still = np.arange(len(ended))[:, None] >= begin
+        self.open_return += np.where(still, reward, 0).sum(0, dtype=np.float64)
+        self.open_length += (mask & still).sum(0)
 
     def metrics(self) -> dict[str, float | int | None]:
         """episodes so far; return_mean and length_mean of the last 100, None before the first."""

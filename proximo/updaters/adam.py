@@ -7,16 +7,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proximo.errors import ConfigError
+
 
 class Adam:
     """Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1).
 
-    The policy's parameters become views of one vector [P], so that an update is arithmetic on a few tensors, which
-    `state` holds by name. They all stay the same tensors and are changed in place.
+    The policy's trainable parameters become views of one vector [P], so that an update is arithmetic on a few tensors,
+    which `state` holds by name. They all stay the same tensors and are changed in place.
     """
 
     def __init__(self, policy: Any, lr: float = 0.0, eps: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)):
-        named = dict(policy.named_parameters())
+        named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
         self.shapes = {name: parameter.shape for name, parameter in named.items()}
         self.eps, self.betas = eps, betas
         vector = torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
@@ -31,7 +33,6 @@ class Adam:
         }
         for name, part in self.parts(vector).items():
             named[name].data = part
-        self.reported: list[str] = []  # names of what a gradient step reports
         self.graphs: dict[Any, Any] = {}  # compiled gradient steps
 
     def parts(self, vector: Tensor) -> dict[str, Tensor]:
@@ -65,6 +66,20 @@ class Adam:
         for name, tensor in state.items():
             self.state[name].copy_(tensor)
 
+    def must_hold(self, policy: Any) -> None:
+        """ConfigError if the policy's parameters are no longer views of this optimizer's vector."""
+        first = next(parameter for parameter in policy.parameters() if parameter.requires_grad)
+        if first.data_ptr() != self.state["vector"].data_ptr():
+            raise ConfigError(
+                "the policy's parameters are no longer this optimizer's: make one optimizer for a policy, after the "
+                "policy was moved or loaded"
+            )
+
     def state_tensors(self) -> dict[str, Tensor]:
-        """The live tensors besides the parameters."""
-        return {name: tensor for name, tensor in self.state.items() if name != "vector"}
+        """The live tensors besides the parameters, moments as {"parameter.exp_avg": …}."""
+        moments = {
+            f"{name}.{moment}": part
+            for moment in ("exp_avg", "exp_avg_sq")
+            for name, part in self.parts(self.state[moment]).items()
+        }
+        return moments | {name: self.state[name] for name in ("power1", "power2", "lr")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -14,7 +14,7 @@ from proximo.errors import NonFiniteError
 from proximo.objectives import Diagnostics, Term
 from proximo.policy import Policy
 from proximo.updaters.adam import Adam
-from proximo.updaters.graph import compiled
+from proximo.updaters.graph import graph_for
 
 Prepare = Callable[[Batch], Batch]
 
@@ -38,20 +38,26 @@ def sgd(
     Raises NonFiniteError, with every parameter and the optimizer as they were before the call, if a loss, a gradient
     or a parameter ceases to be finite.
     """
+    optimizer.must_hold(policy)
     rows = batch.flatten()
     step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm)
-    take = compiled(step, rows, minibatches) or partial(step.each, rows)
+    graph = graph_for(step, rows, minibatches)
+    step, take = (step, partial(step.each, rows)) if graph is None else (graph.step, graph.on(rows))
     before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
     try:
         orders = [torch.randperm(rows.mask.numel(), device=rows.mask.device) for _ in range(epochs)]
         reports = torch.cat([take(order.view(minibatches, -1)) for order in orders])
-        if not (reports.sum() + optimizer.state["vector"].sum()).isfinite():  # the sum is a witness of each of them
-            optimizer.restore(before)
-            raise NonFiniteError(f"{_culprit(policy, batch, reports, optimizer.reported)}: the update was undone")
+        report = dict(zip(step.names, reports.unbind(1), strict=True))
+        witness = report["loss"].sum() + report["grad_norm"].sum() + optimizer.state["vector"].sum()
+        if not witness.isfinite():
+            optimizer.restore(before)  # for a look at the batch with the weights that met it
+            raise NonFiniteError(f"{_culprit(policy, batch, report)}: the update was undone")
+        if graph is not None:
+            graph.audit(rows)
     except BaseException:
         optimizer.restore(before)
         raise
-    return dict(zip(optimizer.reported, reports.mean(0).unbind(), strict=True))
+    return dict(zip(step.names, reports.mean(0).unbind(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -63,21 +69,23 @@ class GradientStep:
     objective: Term
     prepare: Prepare
     max_grad_norm: float
+    names: list[str] = field(default_factory=list, compare=False)  # of what it reports, once it ran
 
     def __call__(self, rows: Batch, part: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
-        """The report [k], named by `optimizer.reported`; `part` are the rows' indices [m].
+        """The report [k], which `names` names; `part` are the rows' indices [m].
 
         `state` stands for the optimizer's own while a graph is traced.
         """
         loss, report = self.loss(rows, part)
-        gradients = torch.autograd.grad(loss, list(self.policy.parameters()), materialize_grads=True)
+        parameters = [p for name, p in self.policy.named_parameters() if name in self.optimizer.shapes]
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
         with torch.no_grad():
             gradient = torch.cat([each.reshape(-1) for each in gradients])
             norm = gradient.square().sum().sqrt()
             clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
             self.optimizer.descend(clipped, state or self.optimizer.state)
             report = report | {"loss": loss.detach(), "grad_norm": norm}
-            self.optimizer.reported = list(report)
+            self.names[:] = report
             return torch.stack(list(report.values()))
 
     def each(self, rows: Batch, parts: Tensor) -> Tensor:
@@ -90,7 +98,7 @@ class GradientStep:
 
 
 @torch.no_grad()
-def _culprit(policy: Policy, batch: Batch, reports: Tensor, names: list[str]) -> str:
+def _culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
     """Where a non-finite number first shows: the column, the step and the lane; else the loss or its gradient."""
     now = policy.evaluate(batch)
     columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor)}
@@ -100,10 +108,9 @@ def _culprit(policy: Policy, batch: Batch, reports: Tensor, names: list[str]) ->
             step, lane, *_ = bad.nonzero()[0].tolist()
             value = column[tuple(bad.nonzero()[0])].item()
             return f"{name} is {value} at step {step} of the rollout, lane {lane}"
-    losses, norms = (reports[:, names.index(name)] for name in ("loss", "grad_norm"))
-    bad = ~(losses + norms).isfinite()
+    bad = ~(report["loss"] + report["grad_norm"]).isfinite()
     if not bad.any():
         return "a weight overflowed (lower the learning rate)"
-    loss = losses[bad][0]
+    loss = report["loss"][bad][0]
     what = f"the loss is {loss.item()}" if not loss.isfinite() else "the gradient is not finite"
     return f"{what} although every column of the batch is finite (a number too large for float32?)"
