@@ -51,7 +51,7 @@ class StepGraph:
             return (lent(policy, parameters | lent_buffers, step, rows.with_leaves(following), part, state),)
 
         part = torch.arange(size, device=rows.mask.device)
-        self.graph = fuse(gradient_step, [part, *self.live, *rows.leaves()])
+        self.graph = fuse(gradient_step, [part, *self.live, *rows.leaves()], range(1, 1 + len(self.live)))
 
     def on(self, rows: Batch) -> Callable[[Tensor], Tensor] | None:
         """The step on parts of these rows; at updates 1, 2, 4, 8, … it is first checked, for next to nothing."""
