@@ -47,8 +47,10 @@ class Peer:
         return HERE / "peers" / f"{self.name}.py"
 
 
+OURS = ("--editable", f"{ROOT}[mujoco,envpool]")
 PEERS = (
-    Peer("ours", ("--editable", f"{ROOT}[mujoco,envpool]")),
+    Peer("ours", OURS, ("A", "A-tensor", "A-update", "B", "B8", "B-update")),
+    Peer("ours_uncompiled", OURS, ("A", "A-tensor", "A-update", "B", "B8", "B-update")),
     Peer("stable_baselines3", ("stable-baselines3==2.9.2", "gymnasium[mujoco]")),
     Peer("skrl", ("skrl==2.1.1", "gymnasium[mujoco]")),
     Peer("tianshou", ("tianshou==2.0.1", "gymnasium[mujoco]")),

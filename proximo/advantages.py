@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from proximo.batch import Batch
+from proximo.compiler import whole
 from proximo.reduce import discounted_sum, masked_mean, masked_variance
 
 
@@ -19,11 +20,19 @@ def gae(batch: Batch, gamma: float, lam: float) -> Batch:
     `returns` = advantage + value, [T, N]. `next_value` being the value of the true next observation, a truncated
     episode and the last row bootstrap alike. Dead rows get zero and pass nothing on.
     """
-    next_value = torch.where(batch.terminated, 0, batch.next_value)
-    delta = torch.where(batch.mask, batch.reward + gamma * next_value - batch.value, 0)
-    carry = gamma * lam * (batch.mask & ~(batch.terminated | batch.truncated)).to(delta.dtype)
-    advantage = discounted_sum(delta, carry)
+    columns = batch.reward, batch.value, batch.next_value, batch.mask, batch.terminated, batch.truncated
+    advantage = _gae(*columns, gamma=gamma, lam=lam)
     return batch.replace(advantage=advantage, returns=advantage + batch.value)
+
+
+@whole
+def _gae(
+    reward: Tensor, value: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *,
+    gamma: float, lam: float,
+) -> Tensor:  # fmt: skip
+    delta = torch.where(mask, reward + gamma * torch.where(terminated, 0, next_value) - value, 0)
+    carry = gamma * lam * (mask & ~(terminated | truncated)).to(delta.dtype)
+    return discounted_sum(delta, carry)
 
 
 def standardize(batch: Batch) -> Batch:
@@ -38,6 +47,10 @@ def explained_variance(batch: Batch) -> Tensor:
 
     NaN where the returns do not vary, since nothing was there to explain.
     """
-    variance = masked_variance(batch.returns, batch.mask)
-    error = masked_variance(batch.returns - batch.value, batch.mask)
-    return torch.where(variance > 0, 1 - error / variance, torch.nan)
+    return _explained(batch.returns, batch.value, batch.mask)
+
+
+@whole
+def _explained(returns: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+    variance = masked_variance(returns, mask)
+    return torch.where(variance > 0, 1 - masked_variance(returns - value, mask) / variance, torch.nan)

@@ -1,23 +1,52 @@
-"""Proximo. Its clock counts collecting and learning; writing checkpoints and the evaluation at the end stand apart."""
+"""Proximo, compiled. Its clock counts collecting and learning from the second update on.
+
+The first update, in which everything is compiled, is reported as compile_seconds; checkpoints and the evaluation at
+the end stand apart too.
+"""
 
 from __future__ import annotations
 
+import json
 import sys
 import tempfile
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py
 
+import gymnasium as gym
+import numpy as np
+import torch
 from measure import Stopwatch, asked, report
+from works import Work
 
 import proximo
-from proximo.algorithms.ppo import PPO
+from proximo.advantages import standardize
+from proximo.algorithms import ppo
+from proximo.batch import Batch
+from proximo.compiler import compiling
+from proximo.models.actor_critic import ActorCritic, Network
+from proximo.objectives import clip, entropy, value_error
+from proximo.updaters.adam import Adam
+from proximo.updaters.sgd import sgd
+
+PACKAGES = ("proximo", "torch", "gymnasium", "numpy", "mujoco", "envpool")
 
 
-def main() -> None:
-    work, steps, seed = asked("A", "B", "B8")
-    learning = Stopwatch()
-    PPO.step = learning.around(PPO.step)
+def main(name: str = "ours", compile: str = "on") -> None:
+    work, steps, seed = asked("A", "A-tensor", "B", "B8", "A-update", "B-update")
+    if work.name.endswith("update"):
+        update_alone(name, work, compile == "on")
+    else:
+        trained(name, work, steps, seed, compile)
+
+
+def trained(name: str, work: Work, steps: int, seed: int, compile: str) -> None:
+    """The whole cycle, as `proximo train` does it."""
+    updates: list[float] = []
+    ppo.sgd = clocked(ppo.sgd, updates)
     with tempfile.TemporaryDirectory() as folder:
         run = proximo.train(
             work.env,
@@ -25,6 +54,9 @@ def main() -> None:
             seed=seed,
             out=Path(folder) / "run",
             quiet=True,
+            preset="continuous" if work.normalize else "discrete",
+            backend="tensor" if work.name == "A-tensor" else "auto",
+            compile=compile,
             envs=work.envs,
             horizon=work.horizon,
             epochs=work.epochs,
@@ -40,14 +72,59 @@ def main() -> None:
             hidden=work.hidden,
             normalize_observation=work.normalize,
             normalize_reward=work.normalize,
-            checkpoint_every=steps,
+            checkpoint_every=100_000,
             eval_every=0,
             eval_episodes=1,
         )
-    packages = ("proximo", "torch", "gymnasium", "numpy", "mujoco", "envpool")
-    final = run.metrics.get("return_mean")
-    more = dict(updates=run.update, learning=learning, final_return=final)
-    report("ours", work, run.step, run.seconds, packages, **more)
+        rows = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
+    first, last = rows[0], rows[-1]
+    seconds = last["seconds"] - first["seconds"]
+    more = dict(
+        updates=len(rows) - 1,
+        learning=Stopwatch(sum(updates[1:]), len(updates) - 1),
+        compile_seconds=round(first["seconds"] - seconds / (len(rows) - 1), 2),
+        final_return=run.metrics["return_mean"],
+    )
+    report(name, work, last["step"] - first["step"], seconds, PACKAGES, **more)
+
+
+def clocked(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:
+    """The same function; each call adds what it took."""
+
+    def timed(*args: Any) -> Any:
+        begin = time.perf_counter()
+        result = function(*args)
+        seconds.append(time.perf_counter() - begin)
+        return result
+
+    return timed
+
+
+def update_alone(name: str, work: Work, compile: bool) -> None:
+    """Gradient steps on random data: the median of 20 updates."""
+    torch.set_num_threads(1)
+    inputs, space = (17, gym.spaces.Box(-1, 1, (6,))) if work.normalize else (4, gym.spaces.Discrete(2))
+    policy = ActorCritic(gym.spaces.Box(-1, 1, (inputs,)), space, Network(hidden=work.hidden))
+    shape = work.horizon, work.envs
+    observation = torch.randn(*shape, inputs)
+    action = policy.act(observation, policy.noise(*shape))
+    columns = {column: torch.randn(shape) for column in ("advantage", "returns")}
+    batch = Batch(observation=observation, action=action, mask=torch.ones(shape, dtype=torch.bool), **columns)
+    with torch.no_grad():
+        batch = batch.replace(logp=policy.evaluate(batch).logp)
+    optimizer = Adam(policy, lr=work.lr, eps=work.adam_eps)
+    objective = clip(work.clip) + 2 * work.value_coef * value_error() - 0.0 * entropy()
+    arguments = (policy, optimizer, objective, batch, work.epochs, work.minibatches, work.max_grad_norm, standardize)
+    taken = []
+    with compiling(compile):
+        for _ in range(23):
+            begin = time.perf_counter()
+            sgd(*arguments)
+            taken.append(time.perf_counter() - begin)
+    each = float(np.median(taken[3:])) / (work.epochs * work.minibatches)
+    report(
+        name, work, 20 * work.rollout, sum(taken[3:]), PACKAGES, update_us=round(1e6 * each, 1), steps_per_second=None
+    )
 
 
 if __name__ == "__main__":

@@ -83,17 +83,31 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     if product is None:
         return {}
 
+    rows: dict[Any, Tensor] = {}  # factors laid out by rows, once in a graph: of weights, for every step in it
+
+    def by_rows(b: Tensor) -> Tensor:
+        if b.stride(1) == 1:
+            return b
+        key = b.untyped_storage()._cdata, b.storage_offset(), b.shape, b.stride(), b._version
+        if key not in rows:
+            rows[key] = b.contiguous()
+            rows[key, "kept"] = b  # so that its storage is not given to another
+        return rows[key]
+
     def mm(a: Tensor, b: Tensor) -> Tensor:
-        return product(a, b) if fits(a, b) else NotImplemented
+        if b.shape[1] <= 8 and a.stride(1) == 1 and b.stride(0) == 1 and a.dtype == torch.float32:
+            return (a.unsqueeze(1) * b.t()).sum(-1)
+        return product(a, by_rows(b) if b.shape[1] % WIDTH == 0 else b) if fits(a, b) else NotImplemented
 
     def addmm(bias: Tensor, a: Tensor, b: Tensor, beta: float = 1, alpha: float = 1) -> Tensor:
-        return product(a, b) + bias if fits(a, b) and beta == 1 and alpha == 1 else NotImplemented
+        made = mm(a, b) if beta == 1 and alpha == 1 else NotImplemented
+        return made if made is NotImplemented else made + bias
 
     return {torch.ops.aten.mm.default: mm, torch.ops.aten.addmm.default: addmm}
 
 
 class Named:
-    """Stands for an operator as a key: Inductor's cache of graphs cannot keep settings that hold the operator itself."""
+    """Stands for an operator as a key: Inductor's cache of graphs cannot keep settings that hold the operator."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -206,7 +206,7 @@ class GaussianHead(nn.Module):
 def gumbel(*shape: int, device: torch.device) -> Tensor:
     """Standard Gumbel noise, from torch's global generator; finite (an exponential draw may be exactly zero)."""
     tiny = torch.finfo(torch.float32).tiny
-    return -torch.empty(shape, device=device).exponential_().clamp(min=tiny).log()
+    return torch.empty(shape, device=device).exponential_().clamp_(min=tiny).log_().neg_()
 
 
 def logistic(*shape: int, device: torch.device) -> Tensor:

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from proximo.errors import ProximoError
 from proximo.run.evaluate import evaluate
 from proximo.run.log import RunLog
@@ -25,17 +27,18 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
     c = run.config.run
     with Interrupts() as interrupts:
         start_lanes(run)
+        guard = Guard(run)
         while not run.finished and interrupts.caught is None:
             begin, before = time.perf_counter(), run.step
             seed_all(derived(c.seed, UPDATES, run.update))
-            with kept(run):
+            with guard.kept():
                 batch = run.source.collect(run.policy)
                 report = run.algorithm.step(batch, run.step / c.steps)
             run.policy.observe(batch)
             run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
             record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
             if run.finished or crossed(before, run.step, c.eval_every):
-                with kept(run):
+                with guard.kept():
                     measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
                 save(run)
@@ -56,17 +59,24 @@ def start_lanes(run: Run) -> None:
     run.source.restart(seed)
 
 
-@contextmanager
-def kept(run: Run) -> Iterator[None]:
-    """If the block fails, the run's tensors are as they were before it, and what was learned until then is saved."""
-    live = live_tensors(policy=run.policy, algorithm=run.algorithm)
-    before = {name: tensor.detach().clone() for name, tensor in live.items()}
-    try:
-        yield
-    except (ProximoError, KeyboardInterrupt):
-        restore(live, before, "undoing a failed update")
-        save_if_new(run)
-        raise
+class Guard:
+    """Brings a run's tensors back to what they were when something fails, and saves what was learned until then."""
+
+    def __init__(self, run: Run) -> None:
+        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm)
+        self.before = {name: tensor.detach().clone() for name, tensor in self.live.items()}
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """A block after whose failure the run's tensors are as they were before it."""
+        with torch.no_grad():
+            torch._foreach_copy_(list(self.before.values()), list(self.live.values()))  # type: ignore[attr-defined]
+        try:
+            yield
+        except (ProximoError, KeyboardInterrupt):
+            restore(self.live, self.before, "undoing a failed update")
+            save_if_new(self.run)
+            raise
 
 
 def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:

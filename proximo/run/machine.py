@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -66,18 +65,8 @@ def choose_compile(config: Resolved) -> tuple[str, str]:
 @contextmanager
 def computing(run: RunConfig) -> Iterator[None]:
     """A block in which torch computes as the run asks; the caller's generators are put back afterwards."""
-    with threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators(), little_garbage():
+    with threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators():
         yield
-
-
-@contextmanager
-def little_garbage() -> Iterator[None]:
-    """Spare the garbage collector what was there before: looking through it took a tenth of a run's time."""
-    gc.freeze()
-    try:
-        yield
-    finally:
-        gc.unfreeze()
 
 
 @contextmanager

@@ -39,23 +39,19 @@ def sgd(
     or a parameter ceases to be finite.
     """
     rows = batch.flatten()
-    size = rows.mask.numel() // minibatches
     step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm)
-    take = compiled(step, rows, size) or partial(step, rows)
+    take = compiled(step, rows, minibatches) or partial(step.each, rows)
     before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
-    seen: list[Tensor] = []
     try:
-        for _ in range(epochs):
-            order = torch.randperm(rows.mask.numel(), device=rows.mask.device)
-            seen += [take(part) for part in order.split(size)]
-        report = dict(zip(optimizer.reported, torch.stack(seen).unbind(1), strict=True))
-        if not torch.stack([*(x.sum() for x in report.values()), optimizer.state["vector"].sum()]).isfinite().all():
+        orders = [torch.randperm(rows.mask.numel(), device=rows.mask.device) for _ in range(epochs)]
+        reports = torch.cat([take(order.view(minibatches, -1)) for order in orders])
+        if not (reports.sum() + optimizer.state["vector"].sum()).isfinite():  # the sum is a witness of each of them
             optimizer.restore(before)
-            raise NonFiniteError(f"{_culprit(policy, batch, report)}: the update was undone")
+            raise NonFiniteError(f"{_culprit(policy, batch, reports, optimizer.reported)}: the update was undone")
     except BaseException:
         optimizer.restore(before)
         raise
-    return {name: values.mean() for name, values in report.items()}
+    return dict(zip(optimizer.reported, reports.mean(0).unbind(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -84,13 +80,17 @@ class GradientStep:
             self.optimizer.reported = list(report)
             return torch.stack(list(report.values()))
 
+    def each(self, rows: Batch, parts: Tensor) -> Tensor:
+        """One after the other: parts [n, m], reports [n, k]."""
+        return torch.stack([self(rows, part) for part in parts])
+
     def loss(self, rows: Batch, part: Tensor) -> tuple[Tensor, Diagnostics]:
         minibatch = self.prepare(rows.steps(part))
         return self.objective(self.policy.evaluate(minibatch), minibatch)
 
 
 @torch.no_grad()
-def _culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
+def _culprit(policy: Policy, batch: Batch, reports: Tensor, names: list[str]) -> str:
     """Where a non-finite number first shows: the column, the step and the lane; else the loss or its gradient."""
     now = policy.evaluate(batch)
     columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor)}
@@ -100,9 +100,10 @@ def _culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
             step, lane, *_ = bad.nonzero()[0].tolist()
             value = column[tuple(bad.nonzero()[0])].item()
             return f"{name} is {value} at step {step} of the rollout, lane {lane}"
-    bad = ~(report["loss"] + report["grad_norm"]).isfinite()
+    losses, norms = (reports[:, names.index(name)] for name in ("loss", "grad_norm"))
+    bad = ~(losses + norms).isfinite()
     if not bad.any():
         return "a weight overflowed (lower the learning rate)"
-    loss = report["loss"][bad][0]
+    loss = losses[bad][0]
     what = f"the loss is {loss.item()}" if not loss.isfinite() else "the gradient is not finite"
     return f"{what} although every column of the batch is finite (a number too large for float32?)"
