@@ -80,7 +80,8 @@ class TensorSource:
         with pinned(self.env):
             first = guarded("reset()", lambda: self.env.reset(seed))
         device = getattr(first, "device", torch.device("cpu"))
-        self.observation = taken("observation", first, self.env, self.env.single_observation_space.shape, device)
+        shape = self.env.num_envs, *(self.env.single_observation_space.shape or ())
+        self.observation = taken("observation", first, shape, device)
         self.fresh = torch.ones(self.env.num_envs, dtype=torch.bool, device=device)
         self.episodes.restart(self.env.num_envs)
 
@@ -126,12 +127,12 @@ class TensorSource:
 
     def _finite(self, observation: Tensor, reward: Tensor, final: Tensor, cut: tuple[Tensor, ...]) -> None:
         """NonFiniteError that names the first NaN or infinity; `final` are the observations of the rows `cut`."""
-        if torch.stack([x.isfinite().all() for x in (observation, self.observation, reward, final)]).all():
+        if (observation.sum() + self.observation.sum() + reward.sum() + final.sum()).isfinite():  # none can hide in it
             return
         ends = torch.zeros_like(observation)
         ends[cut] = final
-        seen = torch.cat([observation, self.observation.unsqueeze(0)])
-        raise NonFiniteError(f"the environment returned {culprit(seen, reward, ends)}")
+        for found in culprits(torch.cat([observation, self.observation.unsqueeze(0)]), reward, ends):
+            raise NonFiniteError(f"the environment returned {found}")
 
     def state_tensors(self) -> dict[str, Tensor]:
         return live_tensors(episodes=self.episodes)
@@ -151,24 +152,23 @@ class Together(nn.Module):
 
 def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     """A walk of some steps as one call: (observation, noise, chance) -> the last observation, then columns [k, N]."""
-    shape, device = env.single_observation_space.shape, example[1].device
+    lanes, shape = env.num_envs, (env.num_envs, *(env.single_observation_space.shape or ()))
+    wanted = (shape, (lanes,), (lanes,), (lanes,), shape)
+    device, dtypes = example[1].device, (torch.float32, torch.float32, torch.bool, torch.bool, torch.float32)
 
-    def step(action: Tensor, chance: Tensor) -> Transition:
+    def step(action: Tensor, chance: Tensor) -> list[Tensor]:
         made = guarded("step()", lambda: Transition(*env.step(action.clone(), chance)))
-        seen, final = (taken(name, getattr(made, name), env, shape, device) for name in ("observation", "final"))
-        terminated, truncated = (
-            taken(name, getattr(made, name), env, (), device, torch.bool) for name in ("terminated", "truncated")
-        )
-        return Transition(seen, taken("reward", made.reward, env, (), device), terminated, truncated, final)
+        parts = zip(made._fields, made, wanted, dtypes, strict=True)
+        return [taken(name, value, shape, device, dtype) for name, value, shape, dtype in parts]
 
     def walk(observation: Tensor, noise: Tensor, chance: Tensor) -> tuple[Tensor, ...]:
         rows = []
         with pinned(env):
             for drawn, happened in zip(noise.unbind(), chance.unbind(), strict=True):
                 action = policy.act(observation, drawn)
-                after = step(action, happened)
-                rows.append((observation, action, *after[1:]))
-                observation = after.observation
+                following, *outcome = step(action, happened)
+                rows.append((observation, action, *outcome))
+                observation = following
         return observation, *(torch.stack(column) for column in zip(*rows, strict=True))
 
     if isinstance(env, nn.Module):
@@ -186,19 +186,20 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
 
 
 def taken(
-    name: str, value: Any, env: TensorEnv, shape: Any, device: torch.device, dtype: torch.dtype = torch.float32
+    name: str, value: Any, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """A copy of what the environment returned for its lanes, [N, *shape]; EnvFailure where it is something else."""
-    wanted = (env.num_envs, *shape)
+    """A copy of what the environment returned; EnvFailure where it is not such a tensor."""
     if not isinstance(value, Tensor):
         raise EnvFailure(f"the environment returned {name} as a {type(value).__name__}, not as a tensor")
-    if value.shape != wanted:
-        raise EnvFailure(f"the environment returned {name} of shape {tuple(value.shape)}, not {wanted}")
+    if value.shape != shape:
+        raise EnvFailure(f"the environment returned {name} of shape {tuple(value.shape)}, not {shape}")
     if value.device != device:
         raise EnvFailure(f"the environment returned {name} on {value.device}, but the policy is on {device}")
-    if (dtype is torch.bool) != (value.dtype is torch.bool) or value.dtype.is_complex:
+    if value.dtype is dtype:
+        return value.clone()
+    if torch.bool in (dtype, value.dtype) or value.dtype.is_complex:
         raise EnvFailure(f"the environment returned {name} of {value.dtype}, not of {dtype}")
-    return value.to(dtype, copy=True)
+    return value.to(dtype)
 
 
 def guarded(what: str, call: Callable[[], Any]) -> Any:
@@ -231,11 +232,11 @@ def pinned(env: Any) -> Iterator[None]:
         now[name] = old.copy_(new)
 
 
-def culprit(observation: Tensor, reward: Tensor, final: Tensor) -> str:
-    """The first value that is not finite, in words."""
+def culprits(observation: Tensor, reward: Tensor, final: Tensor) -> list[str]:
+    """The values that are not finite, in words, the first of each kind; none where all are, whatever their sum."""
     found = []
     for name, column in (("observation", observation), ("reward", reward), ("final observation", final)):
         for t, lane, *feature in (~column.isfinite()).nonzero()[:1].tolist():
             value = column[(t, lane, *feature)].item()
             found.append((t, f"{name}{feature or ''} = {value} in lane {lane} at step {t} of the rollout"))
-    return min(found)[1]
+    return [words for _, words in sorted(found)]
