@@ -1,4 +1,4 @@
-"""The `proximo` command: train, resume, eval, play, plot, list. Each verb is a function, its arguments the flags."""
+"""The `proximo` command: train, resume, eval, … Each verb is a function, its arguments the flags."""
 
 import json
 import os
@@ -14,19 +14,15 @@ from typing import Annotated, Any, Literal, NamedTuple
 import gymnasium as gym
 import tyro
 from rich.console import Console
-from rich.table import Table
 
-from proximo.algorithms import ALGORITHMS, algorithm_named
+from proximo.algorithms import algorithm_named
 from proximo.errors import ConfigError, ProximoError
 from proximo.models.actor_critic import Network
-from proximo.presets import PRESETS
-from proximo.run import folder, seeds, session
+from proximo.run import advice, catalogue, folder, profile, seeds, session
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video
 from proximo.run.plot import plot_runs
 from proximo.run.run import Run
-from proximo.sources.backends import BACKENDS
-from proximo.sources.envpool import envpool_ids
 
 ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
 Dir = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -42,7 +38,7 @@ class Defaults(NamedTuple):
 
 
 class Request(NamedTuple):
-    """A parsed `proximo train`."""
+    """A parsed `proximo train` or `proximo profile`."""
 
     env: str | None
     algo: str
@@ -55,6 +51,7 @@ class Request(NamedTuple):
     algorithm: Any
     run: RunConfig
     network: Network
+    form: Literal["table", "json"] | None = None  # of a profile; None trains
 
 
 def train_verb(defaults: Defaults) -> Callable[..., Request]:
@@ -94,25 +91,53 @@ def train_verb(defaults: Defaults) -> Callable[..., Request]:
     return train
 
 
-def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.Series:
-    """Train what was asked: find the preset or file, and parse the flags again over its settings."""
+def profile_verb(defaults: Defaults) -> Callable[..., Request]:
+    """The profile verb with these defaults; what it parses is a Request too."""
+    config_class = type(defaults.algorithm)
+
+    def profile(
+        env: Annotated[str | None, tyro.conf.Positional, tyro.conf.arg(metavar="ENV")] = None,
+        algo: str = "ppo",
+        preset: str = "auto",
+        config: Path | None = None,
+        json: tyro.conf.FlagCreatePairsOff[bool] = False,
+        run: Annotated[RunConfig, Inline] = defaults.run,
+        algorithm: Annotated[config_class, Inline] = defaults.algorithm,  # type: ignore[valid-type]
+        network: Annotated[Network, Inline] = defaults.network,
+    ) -> Request:
+        """Train for some seconds and show where the time goes, what each part could take at best, and what to do.
+
+        The flags are those of train, and make the same run; nothing of it is kept.
+
+        Args:
+            env: the environment's id, for example CartPole-v1.
+            algo: the algorithm; `proximo list` shows them.
+            preset: tuned settings; auto takes what fits the environment.
+            config: a config.json to take the settings from; flags stand over it.
+            json: print one JSON object.
+        """
+        form = "json" if json else "table"
+        return Request(env, algo, preset, None, config, json, None, None, algorithm, run, network, form)
+
+    return profile
+
+
+def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.Series | None:
+    """Train or profile what was asked: find the preset or file, and parse the flags again over its settings."""
     if first.config is not None:
-        base = folder.config_file(first.config)
-        if first.preset != "auto":
-            raise ConfigError(f"{first.config} holds every setting already: leave out --preset")
-        if ":" in base.env and first.env is None:
-            raise ConfigError(f"{first.config} names {base.env}, which imports a module: give the environment yourself")
-        if not base.registered:
-            raise ConfigError(f"{first.config}: {base.env} was made in Python; use proximo.train(…)")
+        base = folder.config_to_repeat(first.config, first.env, first.preset)
         name, preset, notes = first.env or base.env, base.preset, [f"repeating {first.config}"]
     elif first.env is None:
-        raise ConfigError("which environment? for example: proximo train CartPole-v1 (`proximo list` shows them)")
+        verb = "train" if first.form is None else "profile"
+        raise ConfigError(f"which environment? for example: proximo {verb} CartPole-v1 (`proximo list` shows them)")
     else:
         name = first.env
         base, notes = session.preset_config(name, first.algo, first.preset)
         preset = base.preset
     asked = parse(Defaults(base.algorithm, base.run, base.network))
     config = Resolved(name, base.algo, preset, asked.run, asked.algorithm, asked.network)
+    if asked.form is not None:
+        return advice.show(profile.profile(name, config, notes, asked.quiet), asked.form)
     if asked.seeds is not None:
         return seeds.begin(name, config, asked.seeds, asked.jobs, asked.out, asked.quiet, notes)
     if asked.jobs is not None:
@@ -187,23 +212,7 @@ def plot(dirs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar
 
 def list_() -> None:
     """Show the algorithms, presets, backends and environments that are at hand."""
-    console = Console(soft_wrap=True, highlight=False)
-    papers = {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in ALGORITHMS.items()}
-    for title, rows in (
-        ("algorithms", list(papers.items())),
-        ("presets", [(p.name, f"{', '.join(p.fits) or 'any'} — {p.source}") for p in PRESETS.values()]),
-        ("backends", list(BACKENDS.items())),
-    ):
-        table = Table.grid(padding=(0, 2))
-        for row in rows:
-            table.add_row("", *row)
-        console.print(f"[bold]{title}[/]", table)
-    pooled = set(envpool_ids())
-    for title, names in (("", set(gym.registry)), (" that EnvPool has too", set(gym.registry) & pooled)):
-        console.print(f"[bold]environments{title} ({len(names)})[/]")
-        console.print(f"  {' '.join(sorted(names))}", markup=False)
-    if not pooled:
-        print('  EnvPool is not installed: pip install "proximo[envpool]"')
+    catalogue.show(Console(soft_wrap=True, highlight=False))
 
 
 def to_json(tree: Any) -> str:
@@ -241,7 +250,7 @@ def execute(argv: list[str]) -> int:
     others: dict[str, Callable[..., Any]] = {"resume": resume, "eval": eval_, "play": play, "plot": plot, "list": list_}
 
     def parse(defaults: Defaults) -> Any:
-        verbs = {"train": train_verb(defaults), **others}
+        verbs = {"train": train_verb(defaults), **others, "profile": profile_verb(defaults)}
         return tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="proximo", description=ABOUT)
 
     done = parse(Defaults(algorithm_named(algo).Config()))
@@ -277,7 +286,8 @@ def main() -> None:
         print(f"proximo: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("proximo: stopped; the last checkpoint stands", file=sys.stderr)
+        kept = "; the last checkpoint stands" if argv[:1] in (["train"], ["resume"]) else ""
+        print(f"proximo: stopped{kept}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -48,8 +48,6 @@ def compiling_is_on() -> bool:
 
 def missing() -> str | None:
     """Why nothing can be compiled here; None where it can."""
-    if not hasattr(torch._inductor, "standalone_compile"):
-        return f"torch {torch.__version__} has no standalone compiler"
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         return "there is no C++ compiler (install g++)"
     return None

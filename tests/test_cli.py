@@ -266,11 +266,11 @@ def test_list_names_everything_at_hand(command: Command) -> None:
         assert re.search(rf"(^|\s){re.escape(name)}(\s|$)", done.out), name
 
 
+SETTINGS = " ".join(flags(name, True)[0] for name in ASKED)
 VERBS = {
-    "": "train resume eval play plot list --debug",
-    "train": " ".join(
-        ["ENV --algo --preset --out --config --quiet --seeds --jobs", *(flags(name, True)[0] for name in ASKED)]
-    ),
+    "": "train resume eval play plot list profile --debug",
+    "train": f"ENV --algo --preset --out --config --quiet --seeds --jobs {SETTINGS}",
+    "profile": f"ENV --algo --preset --config --json {SETTINGS}",
     "resume": "DIR --steps --env --quiet --jobs",
     "eval": "DIR --episodes --json --env",
     "play": "DIR --video --episodes --env",

@@ -22,14 +22,18 @@ WIDTH = 16  # floats in a vector
 LARGEST = 2**16  # numbers of a factor that is packed or streamed through the cache
 
 
-@cache
 def product_op() -> Any:
     """The operator, compiled and loaded; None where torch's own is as good, or where no compiler is.
 
     By rule: MKL has no kernels for the 512-bit vectors of processors that are not Intel's, and takes twice as long
-    there (docs/performance.md).
+    there (docs/performance.md). Torch's own also knows what to do with several threads.
     """
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or torch.get_num_threads() > 1 or made_by_intel():
+    return None if torch.get_num_threads() > 1 else loaded()
+
+
+@cache
+def loaded() -> Any:
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or made_by_intel():
         return None
     try:
         ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)  # graphs find the kernel by its name
@@ -113,10 +117,10 @@ class Named:
         self.name = name
 
     def __hash__(self) -> int:
-        return hash(product_op())
+        return hash(loaded())
 
     def __eq__(self, other: object) -> bool:
-        return other is product_op() or (isinstance(other, Named) and other.name == self.name)
+        return other is loaded() or (isinstance(other, Named) and other.name == self.name)
 
 
 def shims() -> dict[str, Any]:

@@ -92,6 +92,18 @@ def config_file(path: Path) -> Resolved:
         raise ConfigError(f"{path}: {error}") from None
 
 
+def config_to_repeat(path: Path, env: str | None, preset: str) -> Resolved:
+    """A file's configuration, for `env` if one was named; ConfigError for what it cannot be repeated with."""
+    config = config_file(path)
+    if preset != "auto":
+        raise ConfigError(f"{path} holds every setting already: leave out --preset")
+    if ":" in config.env and env is None:
+        raise ConfigError(f"{path} names {config.env}, which imports a module: give the environment yourself")
+    if not config.registered:
+        raise ConfigError(f"{path}: {config.env} was made in Python; use proximo.train(…)")
+    return config
+
+
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """The rows of a .jsonl file; a missing file has none, and a line that is no row (cut short, say) is left out."""
     if not os.path.lexists(path):

@@ -29,14 +29,8 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
         start_lanes(run)
         guard = Guard(run)
         while not run.finished and interrupts.caught is None:
-            begin, before = time.perf_counter(), run.step
-            seed_all(derived(c.seed, UPDATES, run.update))
-            with guard.kept():
-                batch = run.source.collect(run.policy)
-                report = run.algorithm.step(batch, run.step / c.steps)
-            run.policy.observe(batch)
-            run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
-            record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
+            before = run.step
+            cycle(run, guard, log, reporter)
             if run.finished or crossed(before, run.step, c.eval_every):
                 with guard.kept():
                     measure(run, log, reporter, interrupts)
@@ -46,6 +40,19 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
                     start_lanes(run)
         run.interrupted = interrupts.caught
         save_if_new(run)
+
+
+def cycle(run: Run, guard: Guard, log: RunLog, reporter: Reporter) -> None:
+    """Collect, learn and log once."""
+    c = run.config.run
+    begin, before = time.perf_counter(), run.step
+    seed_all(derived(c.seed, UPDATES, run.update))
+    with guard.kept():
+        batch = run.source.collect(run.policy)
+        report = run.algorithm.step(batch, run.step / c.steps)
+    run.policy.observe(batch)
+    run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
+    record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
 
 
 def crossed(before: int, now: int, every: int) -> bool:

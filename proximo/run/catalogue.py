@@ -1,0 +1,34 @@
+"""What is at hand: algorithms, presets, backends and environments."""
+
+from __future__ import annotations
+
+import sys
+
+import gymnasium as gym
+from rich.console import Console
+from rich.table import Table
+
+from proximo.algorithms import ALGORITHMS
+from proximo.presets import PRESETS
+from proximo.sources.backends import BACKENDS
+from proximo.sources.envpool import envpool_ids
+
+
+def show(console: Console) -> None:
+    """Print all of it."""
+    papers = {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in ALGORITHMS.items()}
+    for title, rows in (
+        ("algorithms", list(papers.items())),
+        ("presets", [(p.name, f"{', '.join(p.fits) or 'any'} — {p.source}") for p in PRESETS.values()]),
+        ("backends", list(BACKENDS.items())),
+    ):
+        table = Table.grid(padding=(0, 2))
+        for row in rows:
+            table.add_row("", *row)
+        console.print(f"[bold]{title}[/]", table)
+    pooled = set(envpool_ids())
+    for title, names in (("", set(gym.registry)), (" that EnvPool has too", set(gym.registry) & pooled)):
+        console.print(f"[bold]environments{title} ({len(names)})[/]")
+        console.print(f"  {' '.join(sorted(names))}", markup=False)
+    if not pooled:
+        console.print('  EnvPool is not installed: pip install "proximo[envpool]"', markup=False)

@@ -1,0 +1,113 @@
+"""What the parts of a training cycle could take at best, measured on the spot."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor, nn
+
+from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
+from proximo.run.run import Run
+from proximo.sources.envs import EnvSource
+from proximo.sources.tensors import TensorSource, walking
+
+SECONDS = 0.3
+SQUARE = 1024  # rows of the matrices whose product tells what the processor can do
+
+Settle = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """A gradient step."""
+
+    steps: int  # in an update
+    rows: int
+    us: float
+    arithmetic_us: float  # its matrix products alone, at the speed of a large one
+    gflops: float  # 10⁹ floating-point operations a second, of a large matrix product
+    uncompiled_us: float | None = None  # None where that was not measured
+
+
+def gradient_of(run: Run, update: float, settle: Settle) -> Gradient:
+    """A gradient step, from the seconds of an update, and what its matrix products alone would take."""
+    c = run.config
+    parts = getattr(c.algorithm, "minibatches", 1)
+    steps, rows = getattr(c.algorithm, "epochs", 1) * parts, c.rollout // parts
+    square = torch.rand(SQUARE, SQUARE, device=run.policy.device)
+    speed = 2 * SQUARE**3 / seconds_of(lambda: torch.mm(square, square), settle).min()
+    work = 3 * operations(run) * rows  # backward takes two products where forward takes one
+    return Gradient(steps, rows, update / steps * 1e6, work / speed * 1e6, speed / 1e9)
+
+
+def operations(run: Run) -> int:
+    """Floating-point operations of the policy's linear layers on one row."""
+    return sum(2 * x.in_features * x.out_features for x in run.policy.modules() if isinstance(x, nn.Linear))
+
+
+def limits(run: Run, gradient: Gradient, settle: Settle) -> dict[str, float]:
+    """Seconds a cycle of the parts on their own. The environments are elsewhere afterwards."""
+    c, source = run.config, run.source
+    actions = source.collect(run.policy).action
+    best = {UPDATE: gradient.steps * gradient.arithmetic_us * 1e-6}
+    best[JUDGING] = operations(run) * c.rollout / (gradient.gflops * 1e9)
+    if isinstance(source, TensorSource):
+        best[TOGETHER] = environment_in_tensors(source, actions, settle) * c.algorithm.horizon
+    else:
+        best[ENVIRONMENT] = environment_alone(run, source, actions) * c.algorithm.horizon
+        best[POLICY] = policy_alone(run, source) * c.algorithm.horizon
+    return best
+
+
+def environment_alone(run: Run, source: EnvSource, actions: Tensor) -> float:
+    """Seconds of a vector step with nothing around it, resets included; `actions` are drawn ones, [T, N]."""
+    envs: Any = source.envs
+    drawn = itertools.cycle([run.policy.to_env(action) for action in actions.unbind()])
+
+    def step() -> None:
+        _, _, terminated, truncated, _ = envs.step(next(drawn))
+        if source.mode == AutoresetMode.DISABLED and (ended := terminated | truncated).any():
+            envs.reset(options={"reset_mask": ended})
+
+    return float(seconds_of(lambda: source._guarded("step", step)).mean())
+
+
+def policy_alone(run: Run, source: EnvSource) -> float:
+    """Seconds of choosing an action a lane, again and again for the same observations."""
+    row, drawn = source.rows[0].to(run.policy.device), run.policy.noise(1, source.lanes)[0]
+    return float(np.median(seconds_of(lambda: run.policy.to_env(source.act(row, drawn)[0]))))
+
+
+class Given(nn.Module):
+    """Stands for a policy: the noise is the action."""
+
+    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
+        return noise
+
+
+def environment_in_tensors(source: TensorSource, actions: Tensor, settle: Settle) -> float:
+    """Seconds of a step of all lanes without a policy, compiled where the run is."""
+    given: Any = Given()
+    tensors = [source.observation, actions[: source.unrolled], source.env.noise(source.unrolled)]
+    walk = walking(given, source.env, tensors)
+    return float(np.median(seconds_of(lambda: walk(*tensors), settle))) / source.unrolled
+
+
+def seconds_of(call: Callable[[], object], settle: Settle = lambda: None) -> np.ndarray:
+    """How long calls take, one by one, the first left out."""
+    call()
+    seen, end = list[float](), time.perf_counter() + SECONDS
+    while len(seen) < 3 or time.perf_counter() < end:
+        settle()
+        begin = time.perf_counter()
+        call()
+        settle()
+        seen.append(time.perf_counter() - begin)
+    return np.array(seen)
