@@ -192,7 +192,7 @@ def test_a_played_collection_is_the_compiled_one_also_after_a_restart(monkeypatc
                 for _ in range(2):
                     batch = source.collect(policy)
                     policy.observe(batch)
-                    found.append(vars(batch))
+                    found.append(vars(batch) | {name: buffer.clone() for name, buffer in env.named_buffers()})
         return found
 
     wanted, recorder = batches(), Recorder()
