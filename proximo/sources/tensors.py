@@ -20,7 +20,7 @@ from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
 log = logging.getLogger("proximo")
-UNROLLED = 16  # steps in one compiled call, where the horizon is a multiple of it
+UNROLLED = 32  # steps in one compiled call, where the horizon is a multiple of it
 
 
 class Transition(NamedTuple):

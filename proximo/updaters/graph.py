@@ -15,7 +15,7 @@ from proximo.errors import StaleGraph
 
 log = logging.getLogger("proximo")
 MOST_GRAPHS = 8  # of one optimizer: more means that a new objective is made for every update
-UNROLLED = 2  # gradient steps in one call, where a pass has so many: half the calls for twice the compiling
+UNROLLED = 4  # gradient steps in one call, where a pass has so many
 TOLERANCE = 1e-3  # of the loss; what float32 rounding does to one is far less
 
 
