@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import wraps
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo import kernels
+from proximo.replay import replayed
 
 log = logging.getLogger("proximo")
 _compiling: ContextVar[bool] = ContextVar("compiling", default=False)
@@ -56,16 +57,19 @@ def missing() -> str | None:
     return None
 
 
-def fuse(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]] | None:
+def fuse(
+    function: Callable[..., Any], tensors: Sequence[Tensor], lasting: Iterable[int] = ()
+) -> Callable[..., tuple[Tensor, ...]] | None:
     """`function(*tensors)`, which returns a tuple of tensors, as one call for tensors of these shapes.
 
-    It may change its arguments in place. None where compiling is off, or where the function cannot be traced or
-    compiled, which is said once: the caller then runs the function as it is.
+    It may change arguments in place: those at the positions `lasting`, which are used where they are also where a GPU
+    plays the call as a CUDA graph. None where compiling is off, or where the function cannot be traced or compiled,
+    which is said once: the caller then runs the function as it is.
     """
     if not _compiling.get():
         return None
     try:
-        return _compiled(function, tensors)
+        return replayed(_compiled(function, tensors), tensors, lasting)
     except Exception as error:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         log.warning("%s cannot be compiled and runs uncompiled: %s", getattr(function, "__name__", "a graph"), first)
@@ -118,7 +122,7 @@ def fused(module: Any, function: Callable[..., Any], example: Sequence[Tensor]) 
 
     with_own.__name__ = function.__name__
     live = [tensor.detach() for tensor in own.values()]
-    graph = fuse(with_own, [*example, *live])
+    graph = fuse(with_own, [*example, *live], range(count, count + len(live)))
     return torch.no_grad()(function) if graph is None else lambda *tensors: graph(*tensors, *live)
 
 

@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import from the rooms that stand before it in this order, and from itself.
 ORDER = [
-    ("errors", "kernels"),
+    ("errors", "kernels", "replay"),
     ("batch", "checks", "compiler"),
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "objectives"),

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+import torch
+from torch import Tensor, nn
+
+from proximo.sources.tensors import Transition
 
 GAMMA = 0.9
 
@@ -37,6 +42,58 @@ class Corridor(gym.Env):
 def corridor_value(position: Any, end: int = 7) -> Any:
     """V of the corridor under any policy, in closed form."""
     return (1 - GAMMA ** (end - position)) / (1 - GAMMA)
+
+
+class Corridors(nn.Module):
+    """The same in tensors, a lane for each limit. `assign` gives its buffers new tensors, `shared` returns its own."""
+
+    position: Tensor
+    steps: Tensor
+    episode: Tensor
+    limits: Tensor
+    seen: Tensor
+
+    def __init__(self, limits: Sequence[int], end: int = 7, assign: bool = False, shared: bool = False) -> None:
+        super().__init__()
+        self.num_envs, self.end, self.assign, self.shared = len(limits), end, assign, shared
+        self.single_observation_space: gym.Space = gym.spaces.Box(-1, 100, (1,), np.float32)
+        self.single_action_space: gym.Space = gym.spaces.Discrete(2)
+        for name in ("position", "steps", "episode"):
+            self.register_buffer(name, torch.zeros(len(limits), dtype=torch.int64))
+        self.register_buffer("limits", torch.tensor(limits))
+        self.register_buffer("seen", torch.zeros(len(limits), 1))
+
+    @property
+    def device(self) -> torch.device:
+        return self.position.device
+
+    def put(self, **values: Tensor) -> None:
+        for name, value in values.items():
+            if self.assign:
+                setattr(self, name, value)
+            else:
+                getattr(self, name).copy_(value)
+
+    def reset(self, seed: int) -> Tensor:
+        zero = torch.zeros_like(self.position)
+        self.put(position=zero, steps=zero.clone(), episode=zero.clone(), seen=torch.zeros_like(self.seen))
+        return self.seen
+
+    def noise(self, steps: int) -> Tensor:
+        return torch.empty(steps, 0, device=self.position.device)
+
+    def step(self, action: Tensor, noise: Tensor) -> Transition:
+        reached, steps = self.position + 1, self.steps + 1
+        terminated, truncated = reached == self.end, steps == self.limits
+        ended = terminated | truncated
+        episode = self.episode + ended
+        position = torch.where(ended, episode % 3, reached)
+        seen = position.float().unsqueeze(-1)
+        self.put(position=position, steps=torch.where(ended, 0, steps), episode=episode, seen=seen)
+        reward = torch.ones_like(position, dtype=torch.float32)
+        final = reached.float().unsqueeze(-1)
+        action.zero_()  # it may do as it likes with what it was given
+        return Transition(self.seen if self.shared else seen, reward, terminated, truncated, final)
 
 
 class Recall(gym.Env):

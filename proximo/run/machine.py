@@ -25,9 +25,13 @@ def choose_device(config: Resolved, env: EnvLike) -> tuple[str, str]:
     """The device and why; ConfigError where a GPU was asked for and there is none."""
     asked, there = config.run.device, torch.cuda.is_available()
     if isinstance(env, TensorEnv):
-        if asked not in ("auto", env.device.type):
+        try:
+            home = torch.device(env.device).type
+        except (TypeError, RuntimeError):
+            raise ConfigError(f"the environment's device is {env.device!r}, not a torch.device") from None
+        if asked not in ("auto", home):
             raise ConfigError(f"device is {asked}, but the environment lives on {env.device}: leave out device")
-        return env.device.type, "where the environment lives"
+        return home, "where the environment lives"
     if asked == "cuda" and not there:
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     if asked != "auto":

@@ -161,7 +161,8 @@ def single(env: str | MakeEnv, max_episode_steps: int | None = None, **kwargs: A
             except Exception as error:
                 raise EnvFailure(f"making the environment raised {type(error).__name__}: {error}") from error
             if not isinstance(made, gym.Env):
-                raise ConfigError(f"the maker returned a {type(made).__name__}, not a gymnasium.Env")
+                advice = ": pass it instead of its maker" if isinstance(made, MANY) else ""
+                raise ConfigError(f"the maker returned a {type(made).__name__}, not a gymnasium.Env{advice}")
         checked = Checked(made)
         return checked if max_episode_steps is None else gym.wrappers.TimeLimit(checked, max_episode_steps)
 

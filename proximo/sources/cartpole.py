@@ -49,7 +49,7 @@ class CartPole(nn.Module):
         moved, taken = motion(self.state, action), self.taken + 1
         position, angle = moved[:, 0], moved[:, 2]
         terminated = (position.abs() > EDGE) | (angle.abs() > TILT)
-        truncated = (taken >= self.limit) & ~terminated
+        truncated = taken >= self.limit
         ended = terminated | truncated
         following = torch.where(ended.unsqueeze(-1), noise, moved)
         self.state.copy_(following)

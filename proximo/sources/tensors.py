@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium as gym
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
 from proximo.compiler import fused
-from proximo.errors import EnvFailure, NonFiniteError
+from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.policy import Policy
 from proximo.sources.envs import judging
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
+log = logging.getLogger("proximo")
 UNROLLED = 32  # steps in one compiled call, where the horizon is a multiple of it
 
 
 class Transition(NamedTuple):
-    """What one step of N lanes returns. Lanes whose episode ended have begun a new one already."""
+    """What one step of N lanes returns. Lanes whose episode ended have begun a new one already.
+
+    The environment may go on writing into the tensors that it returned.
+    """
 
     observation: Tensor  # [N, ...] what the policy sees next: the first observation of a new episode where one ended
     reward: Tensor  # [N]
@@ -33,7 +38,11 @@ class Transition(NamedTuple):
 
 @runtime_checkable
 class TensorEnv(Protocol):
-    """Lanes in tensors on one device. One that is an nn.Module, its state in buffers, is compiled with the policy."""
+    """Lanes in tensors on one device.
+
+    One that is an nn.Module, with all that changes in its buffers, is compiled with the policy; one that changes other
+    attributes is found out and runs uncompiled, as does any other class.
+    """
 
     num_envs: int
     single_observation_space: gym.Space
@@ -67,42 +76,63 @@ class TensorSource:
     def restart(self, seed: int) -> None:
         """Start first episodes from `seed`; the open ones are given up."""
         if not hasattr(self, "env"):
-            self.env = self.make(seed)
-        self.observation = self.env.reset(seed)
-        self.fresh = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.observation.device)
+            self.env = guarded("maker", lambda: self.make(seed))
+        with pinned(self.env):
+            first = guarded("reset()", lambda: self.env.reset(seed))
+        device = getattr(first, "device", torch.device("cpu"))
+        shape = self.env.num_envs, *(self.env.single_observation_space.shape or ())
+        self.observation = taken("observation", first, shape, device)
+        self.fresh = torch.ones(self.env.num_envs, dtype=torch.bool, device=device)
         self.episodes.restart(self.env.num_envs)
 
     def collect(self, policy: Policy) -> Batch:
         """`horizon` steps of every lane, with log-probabilities and values under `policy`: columns of [T, N].
 
-        NonFiniteError if the environment returns NaN or infinity.
+        EnvFailure if the environment raises or breaks its interface; NonFiniteError if it returns NaN or infinity.
         """
-        lanes, pieces = self.env.num_envs, list[tuple[Tensor, ...]]()
-        noise = policy.noise(self.horizon, lanes).split(self.unrolled)
-        chance = self.env.noise(self.horizon).split(self.unrolled)
+        noise = policy.noise(self.horizon, self.env.num_envs)
+        chance = guarded("noise()", lambda: self.env.noise(self.horizon))
+        if not isinstance(chance, Tensor) or chance.shape[:1] != (self.horizon,):
+            raise EnvFailure(f"the environment's noise({self.horizon}) must return a tensor of that many rows")
+        if self.observation.device != noise.device:
+            raise EnvFailure(f"the environment is on {self.observation.device}, but the policy is on {noise.device}")
         if policy is not self.policy:
             self.policy, self.judge = policy, None
-            self.walk = walking(policy, self.env, [self.observation, noise[0], chance[0]])
-        for drawn, happened in zip(noise, chance, strict=True):
+            self.walk = walking(policy, self.env, [self.observation, noise[: self.unrolled], chance[: self.unrolled]])
+        pieces = list[tuple[Tensor, ...]]()
+        for drawn, happened in zip(noise.split(self.unrolled), chance.split(self.unrolled), strict=True):
             self.observation, *piece = self.walk(self.observation, drawn, happened)
             pieces.append(tuple(piece))
         observation, action, reward, terminated, truncated, final = (torch.cat(x) for x in zip(*pieces, strict=True))
-        if not (observation.isfinite().all() & reward.isfinite().all()):
-            raise NonFiniteError(f"the environment returned {culprit(observation, reward)}")
         ended = terminated | truncated
         start, self.fresh = torch.cat([self.fresh.unsqueeze(0), ended[:-1]]), ended[-1]
-        live = torch.ones_like(ended)
-        self.episodes.add(*(x.cpu().numpy() for x in (reward, live, ended)))
-        columns = dict(mask=live, start=start, reward=reward, terminated=terminated, truncated=truncated)
-        batch = Batch(observation=observation, action=action, **columns)
+        columns = dict(mask=torch.ones_like(ended), start=start, reward=reward)
+        columns |= dict(terminated=terminated, truncated=truncated)
+        cut = truncated.nonzero(as_tuple=True)
+        final = final[cut]
+        self._finite(observation, reward, final, cut)
+        self.episodes.add(*(x.cpu().numpy() for x in (reward, columns["mask"], ended)))
+        return self._judged(Batch(observation=observation, action=action, **columns), final, cut)
+
+    def _judged(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> Batch:
+        """Add logp, value and next_value; `final` are the observations that the rows `cut` led to."""
+        policy: Any = self.policy
         if self.judge is None:
             self.judge = judging(policy, self.observation, batch)
         logp, value, next_value = self.judge(self.observation, *batch.leaves())
-        cut = truncated.nonzero(as_tuple=True)
-        if len(cut[0]):
+        if len(final):
             with torch.no_grad():
-                next_value[cut] = policy.value(final[cut])
+                next_value[cut] = policy.value(final)
         return batch.replace(logp=logp, value=value, next_value=next_value)
+
+    def _finite(self, observation: Tensor, reward: Tensor, final: Tensor, cut: tuple[Tensor, ...]) -> None:
+        """NonFiniteError that names the first NaN or infinity; `final` are the observations of the rows `cut`."""
+        if (observation.sum() + self.observation.sum() + reward.sum() + final.sum()).isfinite():  # none can hide in it
+            return
+        ends = torch.zeros_like(observation)
+        ends[cut] = final
+        for found in culprits(torch.cat([observation, self.observation.unsqueeze(0)]), reward, ends):
+            raise NonFiniteError(f"the environment returned {found}")
 
     def state_tensors(self) -> dict[str, Tensor]:
         return live_tensors(episodes=self.episodes)
@@ -122,70 +152,91 @@ class Together(nn.Module):
 
 def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     """A walk of some steps as one call: (observation, noise, chance) -> the last observation, then columns [k, N]."""
+    lanes, shape = env.num_envs, (env.num_envs, *(env.single_observation_space.shape or ()))
+    wanted = (shape, (lanes,), (lanes,), (lanes,), shape)
+    device, dtypes = example[1].device, (torch.float32, torch.float32, torch.bool, torch.bool, torch.float32)
+
+    def step(action: Tensor, chance: Tensor) -> list[Tensor]:
+        made = guarded("step()", lambda: Transition(*env.step(action.clone(), chance)))
+        parts = zip(made._fields, made, wanted, dtypes, strict=True)
+        return [taken(name, value, shape, device, dtype) for name, value, shape, dtype in parts]
 
     def walk(observation: Tensor, noise: Tensor, chance: Tensor) -> tuple[Tensor, ...]:
         rows = []
-        for drawn, happened in zip(noise.unbind(), chance.unbind(), strict=True):
-            action = policy.act(observation, drawn)
-            after = env.step(action, happened)
-            rows.append((observation, action, after.reward, after.terminated, after.truncated, after.final))
-            observation = after.observation
+        with pinned(env):
+            for drawn, happened in zip(noise.unbind(), chance.unbind(), strict=True):
+                action = policy.act(observation, drawn)
+                following, *outcome = step(action, happened)
+                rows.append((observation, action, *outcome))
+                observation = following
         return observation, *(torch.stack(column) for column in zip(*rows, strict=True))
 
     if isinstance(env, nn.Module):
-        return fused(Together(policy=policy, env=env), walk, example)
+        before = [(vars(module), dict(vars(module))) for module in env.modules()]
+        call = fused(Together(policy=policy, env=env), walk, example)
+        pairs = [(name, now.get(name), old.get(name)) for now, old in before for name in now.keys() | old.keys()]
+        changed = sorted(name for name, new, old in pairs if new is not old)
+        if not changed:
+            return call
+        for now, old in before:  # tracing ran the step on tensors that hold nothing
+            now.clear()
+            now.update(old)
+        log.warning("the environment runs uncompiled: step() changes %s; what changes must be a buffer", changed[0])
     return torch.no_grad()(walk)
 
 
-def culprit(observation: Tensor, reward: Tensor) -> str:
-    """The first value that is not finite, in words."""
-    for name, column in (("observation", observation), ("reward", reward)):
-        for t, lane, *_ in (~column.isfinite()).nonzero()[:1].tolist():
-            return f"{name} {column[t, lane].tolist()} in lane {lane} at step {t} of the rollout"
-    raise EnvFailure("a number that was not finite became finite")
+def taken(
+    name: str, value: Any, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """A copy of what the environment returned; EnvFailure where it is not such a tensor."""
+    if not isinstance(value, Tensor):
+        raise EnvFailure(f"the environment returned {name} as a {type(value).__name__}, not as a tensor")
+    if value.shape != shape:
+        raise EnvFailure(f"the environment returned {name} of shape {tuple(value.shape)}, not {shape}")
+    if value.device != device:
+        raise EnvFailure(f"the environment returned {name} on {value.device}, but the policy is on {device}")
+    if value.dtype is dtype:
+        return value.clone()
+    if torch.bool in (dtype, value.dtype) or value.dtype.is_complex:
+        raise EnvFailure(f"the environment returned {name} of {value.dtype}, not of {dtype}")
+    return value.to(dtype)
 
 
-class VecEnvLanes:
-    """A simulator with the VecEnv interface of rsl_rl, Isaac Lab and mjlab, as a TensorEnv.
+def guarded(what: str, call: Callable[[], Any]) -> Any:
+    """What the environment's code returns; EnvFailure if it raises."""
+    try:
+        return call()
+    except ProximoError:
+        raise
+    except Exception as error:
+        raise EnvFailure(f"the environment's {what} raised {type(error).__name__}: {error}") from error
 
-    Its `step(actions)` returns (observations, rewards, dones, extras), observations a tensor or a mapping with the
-    group "policy", and extras["time_outs"] the lanes that were truncated. The interface resets ended lanes within the
-    step and keeps their last observation to itself, unless extras["final_obs"] gives it: without it the observation
-    before stands for it, so that a truncated episode bootstraps from one step too early.
+
+@contextmanager
+def pinned(env: Any) -> Iterator[None]:
+    """A block after which the environment's buffers are the tensors they were, with what was assigned written in.
+
+    Graphs hold those tensors, and read nothing else.
     """
+    modules = env.modules() if isinstance(env, nn.Module) else ()
+    before = [(module._buffers, dict(module._buffers)) for module in modules]
+    yield
+    moved = [(now, name, old) for now, kept in before for name, old in kept.items() if now.get(name) is not old]
+    news = [new if (new := now.get(name)) is None else new.clone() for now, name, _ in moved]
+    for (now, name, old), new in zip(moved, news, strict=True):
+        if old is None:
+            continue
+        if new is None or new.shape != old.shape or new.dtype != old.dtype:
+            got = "None" if new is None else f"{new.dtype} {list(new.shape)}"
+            raise EnvFailure(f"the environment's buffer {name!r} was {old.dtype} {list(old.shape)} and became {got}")
+        now[name] = old.copy_(new)
 
-    def __init__(self, env: Any) -> None:
-        self.env, self.num_envs = env, int(env.num_envs)
-        self.seen = self._observed(env.get_observations())
-        self.single_observation_space: gym.Space = gym.spaces.Box(-np.inf, np.inf, tuple(self.seen.shape[1:]))
-        self.single_action_space: gym.Space = gym.spaces.Box(-np.inf, np.inf, (int(env.num_actions),))
 
-    @property
-    def device(self) -> torch.device:
-        return self.seen.device
-
-    def reset(self, seed: int) -> Tensor:
-        """Reset; the interface knows no seed, so only simulators that draw from torch's generators resume exactly."""
-        self.env.reset()
-        self.seen = self._observed(self.env.get_observations())
-        return self.seen
-
-    def noise(self, steps: int) -> Tensor:
-        return torch.empty(steps, 0, device=self.seen.device)
-
-    def step(self, action: Tensor, noise: Tensor) -> Transition:
-        observations, reward, dones, extras = self.env.step(action)
-        before, self.seen = self.seen, self._observed(observations)
-        done = dones.bool()
-        truncated = extras.get("time_outs", torch.zeros_like(done)).bool() & done
-        final = extras.get("final_obs")
-        last = before if final is None else self._observed(final)
-        ended = done.reshape(-1, *[1] * (self.seen.ndim - 1))
-        return Transition(self.seen, reward.float(), done & ~truncated, truncated, torch.where(ended, last, self.seen))
-
-    def _observed(self, observations: Any) -> Tensor:
-        """The policy's group of observations."""
-        if isinstance(observations, tuple):  # older versions return (observations, extras)
-            observations = observations[0]
-        seen = observations if isinstance(observations, Tensor) else observations["policy"]
-        return seen.float()
+def culprits(observation: Tensor, reward: Tensor, final: Tensor) -> list[str]:
+    """The values that are not finite, in words, the first of each kind; none where all are, whatever their sum."""
+    found = []
+    for name, column in (("observation", observation), ("reward", reward), ("final observation", final)):
+        for t, lane, *feature in (~column.isfinite()).nonzero()[:1].tolist():
+            value = column[(t, lane, *feature)].item()
+            found.append((t, f"{name}{feature or ''} = {value} in lane {lane} at step {t} of the rollout"))
+    return [words for _, words in sorted(found)]

@@ -59,7 +59,7 @@ class StepGraph:
 
         self.example = torch.arange(rows.mask.numel(), device=rows.mask.device).view(parts, -1)
         self.example = self.example[: UNROLLED if parts % UNROLLED == 0 else 1]
-        self.graph = fuse(gradient_steps, [self.example, *self.live, *rows.leaves()])
+        self.graph = fuse(gradient_steps, [self.example, *self.live, *rows.leaves()], range(1, 1 + len(self.live)))
 
     def on(self, rows: Batch) -> Callable[[Tensor], Tensor]:
         """The steps on parts [n, m] of these rows: reports [n, k]."""
