@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -47,7 +48,7 @@ class Child(Row):
             stdout=subprocess.DEVNULL,
             stderr=self.said,
             start_new_session=True,
-            preexec_fn=die_with_parent if LIBC else None,
+            preexec_fn=partial(die_with, os.getpid()) if LIBC else None,
         )
         self.state = "training"
 
@@ -108,9 +109,11 @@ class Child(Row):
         return str(ProximoError(lines[-1].removeprefix("proximo: "))) if lines else f"ended with exit code {status}"
 
 
-def die_with_parent() -> None:
-    """Called in a new process: if this one is killed with no chance to say so, so is that one (on Linux)."""
+def die_with(parent: int) -> None:
+    """Called in a new process: if its parent is killed with no chance to say so, so is that one (on Linux)."""
     LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # type: ignore[union-attr]
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
 
 
 def finite(value: object) -> float | None:
