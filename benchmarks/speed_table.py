@@ -14,6 +14,7 @@ REFERENCE = "stable_baselines3"
 SAME_TASK = {"A-tensor": "A"}  # where the reference does not do a work: the work it is held against
 NAMES = {
     "ours": "Proximo",
+    "ours_uncompiled": "Proximo, uncompiled",
     "stable_baselines3": "Stable-Baselines3",
     "rsl_rl": "RSL-RL",
     "tianshou": "Tianshou",
@@ -159,7 +160,7 @@ def draw(rows: list[Row], works: list[str], path: Path) -> None:
         for place, peer in enumerate(names):
             rates = [row["steps_per_second"] for row in rows if row["work"] == work and row["peer"] == peer]
             median = float(np.median(rates))
-            axis.barh(place, median, color="#1f6f8b" if peer == "ours" else "#b9c4c9", height=0.7)
+            axis.barh(place, median, color="#1f6f8b" if peer.startswith("ours") else "#b9c4c9", height=0.7)
             axis.plot([min(rates), max(rates)], [place, place], color="black", linewidth=1)
             axis.annotate(f"{median:,.0f}", (max(rates), place), (4, 0), textcoords="offset points", va="center")
         axis.set_yticks(range(len(names)), [NAMES.get(peer, peer) for peer in names])
