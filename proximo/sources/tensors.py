@@ -158,8 +158,9 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
 
     def step(action: Tensor, chance: Tensor) -> list[Tensor]:
         made = guarded("step()", lambda: Transition(*env.step(action.clone(), chance)))
+        own = {x.untyped_storage()._cdata for x in env.buffers()} if isinstance(env, nn.Module) else None
         parts = zip(made._fields, made, wanted, dtypes, strict=True)
-        return [taken(name, value, shape, device, dtype) for name, value, shape, dtype in parts]
+        return [taken(name, value, shape, device, dtype, own) for name, value, shape, dtype in parts]
 
     def walk(observation: Tensor, noise: Tensor, chance: Tensor) -> tuple[Tensor, ...]:
         rows = []
@@ -186,9 +187,17 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
 
 
 def taken(
-    name: str, value: Any, shape: tuple[int, ...], device: torch.device, dtype: torch.dtype = torch.float32
+    name: str,
+    value: Any,
+    shape: tuple[int, ...],
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    own: set[int] | None = None,
 ) -> Tensor:
-    """A copy of what the environment returned; EnvFailure where it is not such a tensor."""
+    """What the environment returned, in memory that it will not write to; EnvFailure where it is not such a tensor.
+
+    In a trace only the buffers, whose storages are `own`, are ever written to: what is new needs no copy.
+    """
     if not isinstance(value, Tensor):
         raise EnvFailure(f"the environment returned {name} as a {type(value).__name__}, not as a tensor")
     if value.shape != shape:
@@ -196,7 +205,8 @@ def taken(
     if value.device != device:
         raise EnvFailure(f"the environment returned {name} on {value.device}, but the policy is on {device}")
     if value.dtype is dtype:
-        return value.clone()
+        traced = own is not None and type(value) is not Tensor
+        return value if traced and value.untyped_storage()._cdata not in own else value.clone()
     if torch.bool in (dtype, value.dtype) or value.dtype.is_complex:
         raise EnvFailure(f"the environment returned {name} of {value.dtype}, not of {dtype}")
     return value.to(dtype)
