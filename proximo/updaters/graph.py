@@ -44,7 +44,7 @@ class StepGraph:
         fixed = {name: x for name, x in policy.named_parameters() if name not in optimizer.shapes}
         fixed |= dict(policy.named_buffers())
         outline = rows.map(lambda x: x.new_empty(0))  # the columns, for no graph should keep a collection
-        self.step, self.updates = step, 0
+        self.step, self.updates, self.due = step, 0, 1
         self.live = [*optimizer.state.values(), *(tensor.detach() for tensor in fixed.values())]
 
         def gradient_steps(parts: Tensor, *tensors: Tensor) -> tuple[Tensor]:
@@ -70,12 +70,13 @@ class StepGraph:
     def audit(self, rows: Batch) -> None:
         """StaleGraph if the graph no longer does what the uncompiled steps do; nothing is changed.
 
-        Called at the end of an update, when ratios differ from one. It looks at updates 1, 2, 4, 8, …, for next to
+        Called at the end of an update, when ratios differ from one. It looks at updates 1, 4, 16, …, for next to
         nothing, and cannot look at steps that draw random numbers.
         """
         self.updates += 1
-        if self.updates & (self.updates - 1):
+        if self.updates < self.due:
             return
+        self.due *= 4
         vector, before = self.step.optimizer.state["vector"], [tensor.clone() for tensor in self.live]
         ends = []
         with torch.random.fork_rng():
