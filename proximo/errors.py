@@ -61,7 +61,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
     if close:
         advice = f"did you mean {' or '.join(close)}?{hint and f' ({hint})'}"
     elif len(known) <= 40:
-        advice = f"known: {', '.join(known)}"
+        advice = f"known: {', '.join(known)}{hint and f' ({hint})'}"
     else:
         advice = hint or f"there are {len(known)} known names"
     return UnknownName(f"unknown {kind} {name!r}: {advice}")

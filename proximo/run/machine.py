@@ -53,7 +53,7 @@ def choose_compile(config: Resolved) -> tuple[str, str]:
     if missing is not None:
         return "off", missing
     if asked == "on":
-        return "on", "as asked"
+        return "on", f"as asked; the first update waits for it, {COMPILING:.0f} s or so the first time"
     updates = config.run.steps // config.rollout
     parts = getattr(config.algorithm, "epochs", 1) * getattr(config.algorithm, "minibatches", 1)
     saved = updates * (parts * SAVED_PER_GRADIENT_STEP + config.algorithm.horizon * SAVED_PER_VECTOR_STEP)

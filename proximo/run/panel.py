@@ -83,14 +83,14 @@ class LivePanel:
 
     def render(self) -> Panel:
         table = Table.grid(padding=(0, 3), expand=True)
-        cells = [f"[dim]{label}[/] {shown_number(self.metrics, key, spec)}" for label, key, spec in SHOWN]
-        cells.append(f"[dim]evaluation[/] {self.score}")
+        numbers = [(label, shown_number(self.metrics, key, spec)) for label, key, spec in SHOWN]
+        cells = [Text.assemble((label, "dim"), f" {n}") for label, n in [*numbers, ("evaluation", self.score)]]
         for i in range(0, len(cells), 3):
             table.add_row(*cells[i : i + 3])
         return Panel(Group(self.bar, table), title=Text(self.title), title_align="left")
 
     def say(self, text: str) -> None:
-        self.live.console.print(text, highlight=False, markup=False)
+        self.live.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def update(self, metrics: dict[str, Any]) -> None:
         self.metrics = metrics

@@ -94,7 +94,7 @@ def lanes_for(
 
 def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str) -> Lanes:
     if not isinstance(env, str) or env not in IN_TENSORS:
-        raise unknown("environment in tensors", name_of(env), IN_TENSORS)
+        raise unknown("environment in tensors", name_of(env), IN_TENSORS, "leave out the tensor backend")
     extra: dict[str, Any] = {} if limit is None else {"limit": limit}
     made = IN_TENSORS[env](1, **extra)
     spaces = made.single_observation_space, made.single_action_space
