@@ -10,11 +10,12 @@ from torch import Tensor
 
 
 def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
-    """Apply `f` to every tensor of a nested dict or tuple of tensors."""
+    """Apply `f` to every tensor of a nested dict or tuple of tensors; distributions are named tuples of tensors."""
     if isinstance(tree, dict):
         return {key: tree_map(f, value) for key, value in tree.items()}
     if isinstance(tree, tuple):
-        return tuple(tree_map(f, value) for value in tree)
+        mapped = [tree_map(f, value) for value in tree]
+        return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
     return f(tree)
 
 
@@ -38,6 +39,7 @@ class Batch:
     next_value: Tensor  # [T, N] value of the TRUE next observation, the final one where the episode was cut
     advantage: Tensor  # [T, N]
     returns: Tensor  # [T, N] what the value should become
+    old: Any  # the distributions over actions of the policy that collected, tensors [T, N, ...]
 
     def __init__(self, **columns: Any) -> None:
         self.__dict__.update(columns)

@@ -1,8 +1,48 @@
-"""Numbers that change while training, as functions of the share of the run that is done."""
+"""Numbers that change while training."""
 
 from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proximo.batch import Batch
 
 
 def linear(start: float, end: float, progress: float) -> float:
     """The value on the line from `start` at progress 0 to `end` at progress 1."""
     return start + (end - start) * min(max(progress, 0.0), 1.0)
+
+
+class Coefficient:
+    """A number in an objective that changes between updates: it rides along in the batch, as a column of its name.
+
+    beta = Coefficient("beta", 1.0)
+    objective = surrogate() + beta * kl_old()      # made once
+    batch = beta.on(batch)                         # before every update
+    beta.value *= 2                                # after it
+
+    A number that only Python knew would stay what it was when the update was compiled.
+    """
+
+    def __init__(self, name: str, value: float) -> None:
+        self.name, self.tensor = name, torch.tensor(value, dtype=torch.float64)
+
+    @property
+    def value(self) -> float:
+        return self.tensor.item()
+
+    @value.setter
+    def value(self, value: float) -> None:
+        self.tensor.fill_(value)
+
+    def on(self, batch: Batch) -> Batch:
+        """A batch with this number as a column, shaped like the mask."""
+        return batch.replace(**{self.name: torch.full_like(batch.mask, self.value, dtype=torch.float32)})
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {self.name: self.tensor}
+
+
+def at(coefficient: float | Coefficient, batch: Batch) -> float | Tensor:
+    """The number itself, or the batch's column of it: a scalar."""
+    return getattr(batch, coefficient.name).reshape(-1)[0] if isinstance(coefficient, Coefficient) else coefficient

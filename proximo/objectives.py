@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from proximo.batch import Batch
+from proximo.coefficients import Coefficient, at
 from proximo.policy import Evaluation
 from proximo.reduce import masked_mean
 
@@ -39,10 +40,10 @@ class Term:
 
         return Term(total)
 
-    def __mul__(self, coefficient: float) -> Term:
+    def __mul__(self, coefficient: float | Coefficient) -> Term:
         def scaled(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
             loss, seen = self(evaluation, batch)
-            return coefficient * loss, seen
+            return at(coefficient, batch) * loss, seen
 
         return Term(scaled)
 
@@ -86,6 +87,29 @@ def clip(epsilon: float) -> Term:
         return loss, {"kl": (ratio - 1) - log_ratio, "clip_fraction": outside}
 
     return per_action("policy_loss", formula)
+
+
+def surrogate() -> Term:
+    """Importance-weighted surrogate −r A, r = π(a|s) / π_old(a|s) (Schulman et al. 2015, arXiv:1502.05477, eq. 14).
+
+    Reports policy_loss; kl, the estimate (r − 1) − log r of KL(π_old ‖ π) in nats.
+    """
+
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        log_ratio = torch.where(batch.mask, evaluation.logp - batch.logp, 0)
+        ratio = log_ratio.exp()
+        return -ratio * batch.advantage, {"kl": (ratio - 1) - log_ratio}
+
+    return per_action("policy_loss", formula)
+
+
+def kl_old() -> Term:
+    """Exact KL(π_old ‖ π), nats, against the distributions `batch.old`; reports kl_old."""
+
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        return batch.old.kl(evaluation.distribution), {}
+
+    return per_action("kl_old", formula)
 
 
 def value_error() -> Term:

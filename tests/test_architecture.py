@@ -24,7 +24,7 @@ ORDER = [
     ("errors", "kernels", "replay"),
     ("batch", "checks", "compiler"),
     ("policy", "reduce", "coefficients", "state"),
-    ("advantages", "objectives"),
+    ("advantages", "drift", "objectives"),
     ("models", "updaters", "sources"),
     ("algorithms", "presets"),
     ("run",),

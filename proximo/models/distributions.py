@@ -190,7 +190,7 @@ class GaussianHead(nn.Module):
         self.log_std = nn.Parameter(torch.zeros(self.outputs))
 
     def forward(self, outputs: Tensor) -> Gaussian:
-        return Gaussian(outputs, self.log_std)
+        return Gaussian(outputs, self.log_std.expand_as(outputs))
 
     def noise(self, *shape: int, device: torch.device) -> Tensor:
         return torch.randn(*shape, self.outputs, device=device)
