@@ -102,7 +102,7 @@ ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that 
     eval_episodes=2, max_episode_steps=60, threads=2,
     horizon=16, lr=0.02, anneal_lr=False, gamma=0.9, lam=0.7, clip=0.3, epochs=2, minibatches=4, value_coef=0.6,
     entropy_coef=0.02, max_grad_norm=0.8, normalize_reward=True,
-    hidden=[16, 8], activation="relu", normalize_observation=True,
+    hidden=[16, 8], activation="relu", normalize_observation=True, log_std_init=-0.5,
 )
 # fmt: on
 

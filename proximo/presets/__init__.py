@@ -6,9 +6,10 @@ import gymnasium as gym
 
 from proximo.errors import unknown
 from proximo.presets.control import CONTROL
+from proximo.presets.mujoco import PAPERS
 from proximo.presets.preset import Preset
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in CONTROL}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *PAPERS)}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:

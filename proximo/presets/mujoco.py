@@ -1,0 +1,33 @@
+"""The two settings of PPO that benchmarks/mujoco.py compares with what was published.
+
+`paper` is what Schulman et al. 2017 ran, as far as it is known. From the paper (section 6.1 and table 3): two hidden
+layers of 64 tanh units, separate towers, a horizon of 2,048, Adam with 3e-4, 10 epochs, minibatches of 64, γ 0.99,
+λ 0.95, ε 0.2, no entropy bonus. From its code alone (OpenAI Baselines, ppo1/run_mujoco.py, mlp_policy.py,
+pposgd_simple.py): observations are normalised, rewards are not, the step size falls linearly to zero, Adam's ε is 1e-5,
+gradients are not clipped. Where it differs from the code: ε stays what it is (the code lets it fall with the step
+size), observations are clipped to ±10 (the code's ±5), weights are orthogonal (the code normalises columns),
+advantages are standardised in each minibatch (the code's whole batch), and an episode cut by the time limit is
+bootstrapped (the code takes it for an end).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from proximo.presets.preset import Preset
+
+PAPER: dict[str, Any] = dict(
+    steps=1_000_000, envs=1, horizon=2048, epochs=10, minibatches=32, lr=3e-4, gamma=0.99, lam=0.95,
+    max_grad_norm=1e6, normalize_observation=True,
+)  # fmt: skip
+
+TUNED: dict[str, Any] = dict(
+    steps=1_000_000, envs=8, horizon=256, epochs=10, minibatches=32, lr=3e-4, gamma=0.99, lam=0.95,
+    log_std_init=-0.5, normalize_observation=True, normalize_reward=True,
+)  # fmt: skip
+
+PAPERS = (
+    Preset("paper", "Schulman et al. 2017, table 3, and OpenAI Baselines' ppo1, which it was run with", (), PAPER),
+    Preset("tuned", "one setting for all of MuJoCo, after Tianshou's (examples/mujoco/mujoco_ppo.py)", (), TUNED),
+    Preset("tuned-swimmer", "tuned with a discount near 1, which Swimmer needs", (), TUNED | dict(gamma=0.9999)),
+)
