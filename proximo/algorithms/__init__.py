@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from proximo.algorithms.ppo import PPO
+from proximo.algorithms.recompute import RecomputePPO
 from proximo.batch import Batch
 from proximo.errors import unknown
 
@@ -24,7 +25,7 @@ class Algorithm(Protocol):
 
 
 # Each has a Config of its own and is made from (policy, config).
-ALGORITHMS: dict[str, Any] = {"ppo": PPO}
+ALGORITHMS: dict[str, Any] = {"ppo": PPO, "recompute": RecomputePPO}
 
 
 def algorithm_named(name: str) -> Any:
