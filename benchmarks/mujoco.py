@@ -47,11 +47,12 @@ def main() -> None:
     parser.add_argument("--table", action="store_true")
     parser.add_argument("--list", action="store_true")
     args = parser.parse_args()
-    todo = [job for job in jobs(args.only) if possible(job) and not done(args.results, job)]
-    if args.list:
-        print(*(job.name for job in todo), f"{len(todo)} runs", sep="\n")
-        return
     if not args.table:
+        there = read(args.results)["runs"]
+        todo = [job for job in jobs(args.only) if possible(job) and not done(there, job)]
+        if args.list:
+            print(*(job.name for job in todo), f"{len(todo)} runs", sep="\n")
+            return
         os.nice(NICE)
         know_random(args.results)
         train_all(todo, args.work.resolve(), args.results, args.jobs, args.budget_hours)
@@ -161,10 +162,10 @@ def know_random(path: Path) -> None:
                 write(path, results)
 
 
-def done(path: Path, job: Job) -> bool:
-    """Whether this run's result is there, of the settings as they are now."""
+def done(rows: list[dict[str, Any]], job: Job) -> bool:
+    """Whether this run's result is among them, of the settings as they are now."""
     wanted = job.setting.name, job.env, job.seed, job.setting.key(job.env)
-    return any((row["setting"], row["env"], row["seed"], row["key"]) == wanted for row in read(path)["runs"])
+    return any((row["setting"], row["env"], row["seed"], row["key"]) == wanted for row in rows)
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:

@@ -71,7 +71,8 @@ def preset_config(
     chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
     config = resolved(name_of(env), algo, chosen.name, {**chosen.settings, **(settings or {})}, isinstance(env, str))
     why = "fits the environment" if preset == "auto" else "as asked"
-    return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
+    other = "" if chosen.algo == algo else f"; it was made for --algo {chosen.algo}"
+    return config, [f"preset {chosen.name} ({why}): {chosen.source}{other}"]
 
 
 def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
