@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -34,7 +35,9 @@ POINTS = 100  # of a learning curve that is kept
 NICE = 5
 ALWAYS = ("--threads", "1", "--backend", "sync", "--compile", "on", "--eval-every", "100000", "--eval-episodes", "20")
 Results = dict[str, Any]  # "random": task -> score; "runs": rows
-lock = threading.Lock()
+lock = threading.Lock()  # of the results' file
+stopping = threading.Event()  # somebody asked to stop
+training: set[subprocess.Popen[str]] = set()
 
 
 def main() -> None:
@@ -70,11 +73,16 @@ def possible(job: Job) -> bool:
 
 
 def train_all(todo: list[Job], work: Path, results: Path, at_a_time: int, hours: float) -> None:
-    """Train them in order, so many at a time; none is begun after so many hours."""
+    """Train them in order, so many at a time; none is begun after so many hours.
+
+    Ctrl-C, or a request to terminate, is passed on to those that train, which save where they are.
+    """
     end = time.monotonic() + hours * 3600
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, stop)
 
     def one(job: Job) -> None:
-        if time.monotonic() < end and (row := trained(job, work)) is not None:
+        if time.monotonic() < end and not stopping.is_set() and (row := trained(job, work)) is not None:
             keep(results, row)
             print(
                 f"{time.strftime('%H:%M:%S')} {job.name}: {row['last_100']:.1f} (evaluation {row['eval_mean']:.1f}) "
@@ -86,19 +94,35 @@ def train_all(todo: list[Job], work: Path, results: Path, at_a_time: int, hours:
         list(pool.map(one, todo))
 
 
+def stop(*_: object) -> None:
+    stopping.set()
+    for process in list(training):
+        process.terminate()
+
+
 def trained(job: Job, work: Path) -> dict[str, Any] | None:
     """The result of one run; None where it failed, which is said."""
     out = work / f"{job.name}-{job.setting.key(job.env)}"
     train = command(job, out)
     if not finished(out):
         words = ["resume", str(out), "--quiet"] if (out / "config.json").exists() else train
-        asked = [sys.executable, "-m", "proximo", *words]
-        ran = subprocess.run(asked, capture_output=True, text=True, cwd=HERE.parent)  # not here: see mujoco_random.py
-        if ran.returncode or not finished(out):
-            last = (ran.stderr or ran.stdout).strip().splitlines()[-1:] or ["it said nothing"]
-            print(f"{job.name} failed: {last[0]}", flush=True)
+        code, said = proximo(words)
+        if code or not finished(out):
+            print(f"{job.name} {'was stopped' if stopping.is_set() else 'failed'}: {said}", flush=True)
             return None
     return result(job, out, train)
+
+
+def proximo(words: list[str]) -> tuple[int, str]:
+    """Run the command; its exit code, and the last line that it said."""
+    pipe, asked = subprocess.PIPE, [sys.executable, "-m", "proximo", *words]
+    # Not from this folder (see mujoco_random.py), and in a session of its own, so that Ctrl-C comes from here alone.
+    cwd = HERE.parent
+    with subprocess.Popen(asked, stdout=pipe, stderr=pipe, text=True, cwd=cwd, start_new_session=True) as process:
+        training.add(process)
+        out, err = process.communicate()
+        training.remove(process)
+    return process.returncode, ((err or out).strip().splitlines() or ["it said nothing"])[-1]
 
 
 def command(job: Job, out: Path) -> list[str]:

@@ -15,7 +15,7 @@ from proximo.presets import preset_for, preset_named
 from proximo.run.config import resolved
 
 STEPS = 1_000_000
-FASTEST = ("InvertedPendulum-v5", "Reacher-v5", "Swimmer-v5")  # the ablation's, see `seconds` in the results
+FASTEST = ("HalfCheetah-v5", "InvertedPendulum-v5", "Reacher-v5")  # a step takes 16 to 30 µs, of the others 43 to 83
 TASKS = (
     "HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Reacher-v5", "Swimmer-v5",
     "Walker2d-v5",
@@ -66,8 +66,9 @@ OTHERS = (
 ABLATION = (
     *(Setting(f"clip-{x}", "ppo", "paper", {"clip": x}, tasks=FASTEST) for x in (0.1, 0.3)),
     *(Setting(f"penalty-{x}", "penalty", "paper", {"target_kl": x}, tasks=FASTEST) for x in (0.003, 0.03)),
-    *(Setting(f"fixed-kl-{x}", "fixed_kl", "paper", {"beta": x}, tasks=FASTEST) for x in (0.3, 1.0, 3.0, 10.0)),
-    Setting("unconstrained", "unconstrained", "paper", tasks=FASTEST),
+    *(Setting(f"fixed-kl-{x}", "fixed_kl", "paper", {"beta": x}, tasks=FASTEST) for x in (0.3, 1.0, 10.0)),
+    Setting("fixed-kl-3.0", "fixed_kl", "paper", {"beta": 3.0}),  # the paper's best of its kind: on all tasks
+    Setting("unconstrained", "unconstrained", "paper"),
 )
 SETTINGS = {setting.name: setting for setting in (*PPO, *OTHERS, *ABLATION)}
 
