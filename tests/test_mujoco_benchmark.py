@@ -57,7 +57,7 @@ def test_an_algorithm_that_is_not_there_is_passed_over() -> None:
     why = plan.impossible(plan.Job(plan.Setting("new", "no-such-thing", "paper"), "Hopper-v5", 0))
     assert why is not None
     assert "no-such-thing" in why
-    assert plan.impossible(plan.Job(plan.SETTINGS["paper"], "Hopper-v5", 0)) is None
+    assert [plan.impossible(job) for job in plan.jobs(["paper", "tuned"])] == [None] * 70
 
 
 def test_a_result_of_other_numbers_is_out_of_date() -> None:
