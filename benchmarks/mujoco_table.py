@@ -34,9 +34,10 @@ def write_table(path: Path) -> None:
 def about(results: Results) -> list[str]:
     seeds = [len(results.of(name, env)) for name in SETTINGS for env in TASKS if results.of(name, env)]
     steps = f"{min(row['steps'] for row in results.rows):,} to {max(row['steps'] for row in results.rows):,}"
+    few = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
     return [
-        f"{len(results.rows)} runs of {STEPS:,} steps ({steps} were taken: whole collections alone), v5 tasks, seeds "
-        f"0, 1, 2, …, {min(seeds)} to {max(seeds)} a number. Fewer than {PILOT} seeds are a pilot"
+        f"{len(results.rows)} runs of {STEPS:,} steps ({steps} were taken: whole collections alone), v5 tasks, {few} "
+        f"seeds (0, 1, 2, …) a number. Fewer than {PILOT} seeds are a pilot"
         + (", which all of these are." if max(seeds) < PILOT else "."),
         "",
         "A score is the mean return of a run's last 100 training episodes, actions drawn (the PPO paper's measure). "
@@ -204,7 +205,8 @@ def told(values: np.ndarray) -> str:
     if not len(values):
         return "–"
     large = abs(values.mean()) >= LARGE
-    return f"{number(values.mean())} ± {values.std():.{0 if large else 1}f} ({len(values)})"
+    spread = f" ± {values.std(ddof=1):,.{0 if large else 1}f}" if len(values) > 1 else ""
+    return f"{number(values.mean())}{spread} ({len(values)})"
 
 
 def number(value: float) -> str:
