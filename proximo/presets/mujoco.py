@@ -12,8 +12,8 @@ bootstrapped (the code takes it for an end).
 `tuned` is one setting for all seven tasks, after Tianshou's (examples/mujoco/mujoco_ppo.py), whose PPO is the best that
 was published at 1M steps: several lanes, rewards scaled, advantages estimated anew before every pass (`--algo
 recompute`), a deviation that begins at e^−0.5. Unlike Tianshou's, advantages are standardised, the step size falls to
-zero within the run (there within 3M steps) and gradients are not clipped: in a first run of each, Hopper reached 900 with
-a longest gradient of 0.5 and 1,800 without. `tuned-swimmer` is the one exception: Swimmer's strokes are so long that it
+zero within the run (there within 3M steps) and gradients are not clipped: in a run of each, Hopper reached 900 with a
+longest gradient of 0.5 and 1,800 without. `tuned-swimmer` is the one exception: Swimmer's strokes are so long that it
 needs a discount near 1. In a run of each, 0.9999 alone got it to 100; with one lane of 2,048 steps, a deviation that
 begins at 1 and a constant step size, as in RL Baselines3 Zoo, it reached 320, and 150 without advantages made anew.
 """
