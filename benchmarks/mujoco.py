@@ -153,7 +153,7 @@ def result(job: Job, out: Path, train: list[str]) -> dict[str, Any]:
         "eval_episodes": evals[-1]["episodes"],
         "steps": last["step"],
         "seconds": round(last["seconds"], 1),
-        "steps_per_second": round(last["step"] / last["seconds"]),
+        "steps_per_second": round(float(np.median([row["steps_per_second"] for row in metrics]))),
         "curve": [[row["step"], round(row["seconds"], 1), round(row["return_mean"], 2)] for row in some],
         "evals": [[row["step"], round(row["return_mean"], 2)] for row in evals],
         "command": " ".join(["proximo", *words]),

@@ -158,18 +158,16 @@ def cost(results: Results) -> list[str]:
     lines = [
         "## 3. Steps and seconds",
         "",
-        "Seconds of collecting and learning for the whole run, one process and one thread, evaluations left out: the "
-        "median over seeds. Other work ran on the machine at the same time.",
+        f"Seconds of collecting and learning for {STEPS:,} steps at the speed of a run's median update, so without "
+        "compiling and evaluating, in one process with one thread: the median over seeds. Other work ran on the machine "
+        "at the same time. The seconds further down are those of the whole run, with compiling.",
         "",
         f"| task | {' | '.join(names)} | trpo / paper |",
         "|---|" + "---|" * (len(names) + 1),
     ]
     for env in TASKS:
-        seconds = {
-            name: np.median([row["seconds"] for row in results.of(name, env)])
-            for name in names
-            if results.of(name, env)
-        }
+        there = {name: rows for name in names if (rows := results.of(name, env))}
+        seconds = {k: STEPS / np.median([row["steps_per_second"] for row in rows]) for k, rows in there.items()}
         ratio = f"{seconds['trpo'] / seconds['paper']:.1f}" if {"trpo", "paper"} <= seconds.keys() else "–"
         each = [f"{seconds[name]:.0f}" if name in seconds else "–" for name in names]
         lines.append(f"| {env} | {' | '.join(each)} | {ratio} |")

@@ -122,7 +122,8 @@ def test_the_page_says_what_was_reached_and_what_not(tmp_path: Path) -> None:
         final = -50 + share * (BEST[env] + 50)
         curve = [[i * 10_000, i * 2.0, -50 + (final + 50) * i / 100] for i in range(101)]
         evals = [[i * 100_000, -50 + (final + 50) * i / 10] for i in range(11)]
-        more = dict(eval_mean=final, steps=999_424, seconds=200.0 if setting != "trpo" else 500.0, last_100=final)
+        more = dict(eval_mean=final, steps=999_424, last_100=final)
+        more["steps_per_second"] = 5000 if setting != "trpo" else 2000
         return dict(setting=setting, env=env, seed=seed, curve=curve, evals=evals, machine="m", versions={}, **more)
 
     shares = {"tuned": 1.2, "paper": 0.8, "trpo": 0.4, "penalty": 0.45, "clip-0.1": 0.2}
