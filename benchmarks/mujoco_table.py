@@ -159,8 +159,8 @@ def cost(results: Results) -> list[str]:
         "## 3. Steps and seconds",
         "",
         f"Seconds of collecting and learning for {STEPS:,} steps at the speed of a run's median update, so without "
-        "compiling and evaluating, in one process with one thread: the median over seeds. Other work ran on the machine "
-        "at the same time. The seconds further down are those of the whole run, with compiling.",
+        "compiling and evaluating, in one process with one thread: the median over seeds. Other work ran on the "
+        "machine at the same time. The seconds further down are those of the whole run, with compiling.",
         "",
         f"| task | {' | '.join(names)} | trpo / paper |",
         "|---|" + "---|" * (len(names) + 1),
