@@ -17,7 +17,8 @@ import proximo
 from proximo import compiler
 from proximo.advantages import standardize
 from proximo.batch import Batch
-from proximo.compiler import compiling, fused, rational_tanh
+from proximo.compiler import compiling, fused
+from proximo.compiler.worker import rational_tanh
 from proximo.errors import ConfigError, StaleGraph
 from proximo.models.actor_critic import ActorCritic, Network
 from proximo.objectives import Diagnostics, Term, clip, entropy, per_action, value_error
@@ -57,7 +58,9 @@ def batch_for(policy: ActorCritic, steps: int = 16, lanes: int = 4) -> Batch:
     return batch.replace(logp=logp, advantage=torch.randn(steps, lanes), returns=torch.randn(steps, lanes))
 
 
-def updated(compile: bool, space: gym.Space, objective: Term = OBJECTIVE) -> tuple[Tensor, dict[str, Tensor]]:
+def updated(
+    compile: bool, space: gym.Space, objective: Term = OBJECTIVE, traceable: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The parameters and the report after three updates."""
     policy = policy_for(space)
     optimizer, batch = Adam(policy, lr=3e-3, eps=1e-5), batch_for(policy)
@@ -66,6 +69,7 @@ def updated(compile: bool, space: gym.Space, objective: Term = OBJECTIVE) -> tup
         for _ in range(3):
             report = sgd(policy, optimizer, objective, batch, 2, 4, 0.5, standardize)
     assert bool(optimizer.graphs) == compile
+    assert all((graph.graph is not None) == traceable for graph in optimizer.graphs.values())
     return optimizer.state["vector"].clone(), report
 
 
@@ -237,7 +241,7 @@ def asks_for_a_number() -> Term:
 def test_what_cannot_be_traced_runs_uncompiled_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     objective = asks_for_a_number()
     with caplog.at_level(logging.WARNING, "proximo"):
-        (one, _), (other, _) = updated(False, SPACES["box"], objective), updated(True, SPACES["box"], objective)
+        (one, _), (other, _) = updated(False, SPACES["box"], objective), updated(True, SPACES["box"], objective, traceable=False)
     assert torch.equal(one, other)
     assert [("cannot be compiled" in record.message) for record in caplog.records] == [True]
 
