@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ import proximo
 from proximo import compiler
 from proximo.advantages import standardize
 from proximo.batch import Batch
-from proximo.compiler import compiling, fused
+from proximo.compiler import compiling, fuse, fused
+from proximo.compiler.library import Worker
 from proximo.compiler.worker import rational_tanh
 from proximo.errors import ConfigError, StaleGraph
 from proximo.models.actor_critic import ActorCritic, Network
@@ -36,6 +38,7 @@ SPACES = {
     "box": gym.spaces.Box(-2, 3, (2,)),
 }
 OBJECTIVE = clip(0.2) + 0.5 * value_error() - 0.01 * entropy()
+SAME = torch.ones(3)
 needs_compiler = pytest.mark.skipif(compiler.missing() is not None, reason=str(compiler.missing()))
 
 
@@ -241,9 +244,47 @@ def asks_for_a_number() -> Term:
 def test_what_cannot_be_traced_runs_uncompiled_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     objective = asks_for_a_number()
     with caplog.at_level(logging.WARNING, "proximo"):
-        (one, _), (other, _) = updated(False, SPACES["box"], objective), updated(True, SPACES["box"], objective, traceable=False)
+        (one, _), (other, _) = (
+            updated(False, SPACES["box"], objective),
+            updated(True, SPACES["box"], objective, traceable=False),
+        )
     assert torch.equal(one, other)
     assert [("cannot be compiled" in record.message) for record in caplog.records] == [True]
+
+
+@needs_compiler
+def test_a_tensor_that_a_function_closes_over_is_used_where_it_is() -> None:
+    scale, x = torch.tensor(2.0), torch.randn(3)
+    with compiling(True):
+        call = fuse(lambda x: (x * scale, x[0], torch.tensor([1.0, 2.0])), [x])
+        assert call is not None
+        product, first, constant = call(x)
+        assert torch.equal(product, 2 * x)
+        assert torch.equal(constant, torch.tensor([1.0, 2.0]))
+        scale.fill_(3.0)
+        assert torch.equal(call(x)[0], 3 * x)
+        x.zero_()
+        assert first != 0, "a result is no view of an argument"
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: (x[x > 0],), lambda x: (x.nonzero(),), lambda x: (x * x.sum().item(),), lambda x: (SAME + x,)],
+)
+def test_what_depends_on_numbers_is_not_compiled(function: Any) -> None:
+    with compiling(True):
+        assert fuse(function, [SAME]) is None
+
+
+@needs_compiler
+def test_a_compiling_process_that_dies_is_started_again() -> None:
+    with compiling(True):
+        for number in (0.25, 0.75):
+            assert fuse(lambda x, number=number: (x + number + time.time(),), [torch.ones(2)]) is not None
+            assert Worker.running is not None
+            Worker.running.process.kill()
+            Worker.running.process.wait()
 
 
 @needs_compiler

@@ -39,8 +39,8 @@ def library_of(trace: Trace) -> Path:
 def made_by() -> str:
     """What a library depends on besides its trace: the versions, the processor, and how we compile."""
     sources = [PACKAGE / "compiler" / "worker.py", *sorted((PACKAGE / "kernels").glob("*.*"))]
-    code = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return f"{torch.__version__} {sys.version} {kernels.processor()} {os.environ.get('CXX')} {code}"
+    how = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
+    return f"{torch.__version__} {sys.version} {kernels.processor()} {os.environ.get('CXX')} {how}"
 
 
 def library_call(path: Path) -> Callable[..., tuple[Tensor, ...]]:
@@ -49,10 +49,11 @@ def library_call(path: Path) -> Callable[..., tuple[Tensor, ...]]:
     address = torch._C._dynamo.guards._torchinductor_pyobject_tensor_data_ptr  # type: ignore[attr-defined]
     os.environ["_TORCHINDUCTOR_PYOBJECT_TENSOR_DATA_PTR"] = str(address)
     spec = spec_from_file_location(ENTRY, path, loader=ExtensionFileLoader(ENTRY, str(path)))
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    entry, aoti = getattr(module, ENTRY), torch._C._aoti
+    entry, aoti = getattr(module, ENTRY), torch._C._aoti  # type: ignore[attr-defined]
     lend, take = aoti.unsafe_alloc_void_ptrs_from_tensors, aoti.alloc_tensors_by_stealing_from_void_ptrs
 
     def call(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -79,16 +80,17 @@ class Worker:
         """Wait until the request is done; RuntimeError if it cannot be."""
         answer = cls.running.ask(request) if cls.running is not None else ""
         if not answer:  # it was never started, or has ended
-            cls.running = cls()
-            answer = cls.running.ask(request)
-        if not answer:
-            raise RuntimeError(f"the compiling process ended with {cls.running.process.wait()}")
+            cls.running = worker = cls()
+            answer = worker.ask(request)
+            if not answer:
+                raise RuntimeError(f"the compiling process ended with {worker.process.wait()}")
         if error := json.loads(answer).get("error"):
             raise RuntimeError(error)
 
     def ask(self, request: dict[str, Any]) -> str:
         """The answer to one request, empty if the process has ended."""
-        assert self.process.stdin is not None and self.process.stdout is not None
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()

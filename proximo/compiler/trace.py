@@ -7,16 +7,23 @@ along a compiler that is larger than a training run.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+_tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 # Operations whose result, or its shape, depends on numbers: `item()`, `nonzero()`.
 UNKNOWABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 # The words of torch that stand among an operation's arguments.
 WORDS = {str(x): x for x in vars(torch).values() if isinstance(x, (torch.dtype, torch.layout, torch.memory_format))}
+
+
+def tracing() -> bool:
+    """Whether the code that asks is being traced."""
+    return _tracing.get()
 
 
 class Trace:
@@ -28,14 +35,12 @@ class Trace:
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
         tape = Tape(tensors)
-        with torch.random.fork_rng([] if tape.device.type == "cpu" else [tape.device]), tape:
-            made = function(*tape.stand_ins)
-            results, taken = list[str](), {memory(x) for x in tape.stand_ins}
-            for tensor in map(tape.brought, made):
-                own = tensor.clone() if memory(tensor) in taken else tensor  # else it would change with an argument
-                taken.add(memory(own))
-                results.append(tape.names[id(own)])
-        self.arguments, self.operations, self.results = tape.arguments, tape.operations, results
+        token = _tracing.set(True)
+        try:
+            self.results = tape.results_of(function)
+        finally:
+            _tracing.reset(token)
+        self.arguments, self.operations = tape.arguments, tape.operations
 
     def description(self) -> dict[str, Any]:
         """All there is to know of the function, for JSON; `worker.module_of` reads it."""
@@ -71,6 +76,18 @@ class Tape(TorchDispatchMode):
             self.operations.append([*written, names])
         return made
 
+    def results_of(self, function: Callable[..., Any]) -> list[str]:
+        """Run the function on the stand-ins; the names of what it returns."""
+        results = list[str]()
+        with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]), self:
+            made = [self.brought(tensor) for tensor in function(*self.stand_ins)]
+            taken = {memory(x) for x in (*self.stand_ins, *self.closed_over.values())}
+            for tensor in made:
+                own = tensor.clone() if memory(tensor) in taken else tensor  # else it would change with an argument
+                taken.add(memory(own))
+                results.append(self.names[id(own)])
+        return results
+
     def argument(self, tensor: Tensor) -> Tensor:
         """One more argument's stand-in, for the function to change."""
         tensor = tensor.detach()
@@ -93,6 +110,8 @@ class Tape(TorchDispatchMode):
         if not isinstance(value, Tensor) or id(value) in self.names:
             return value
         if id(value) not in self.closed_over:
+            if memory(value) in map(memory, self.arguments):
+                raise TypeError("it closes over the memory of an argument")
             self.closed_over[id(value)] = self.argument(value)
             self.kept.append(value)
         return self.closed_over[id(value)]

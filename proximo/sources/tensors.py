@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from proximo.batch import Batch
 from proximo.compiler import fused
+from proximo.compiler.trace import tracing
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.policy import Policy
 from proximo.sources.envs import judging
@@ -20,7 +21,7 @@ from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
 log = logging.getLogger("proximo")
-UNROLLED = 32  # steps in one compiled call, where the horizon is a multiple of it
+UNROLLED = 32  # the most steps in one compiled call
 
 
 class Transition(NamedTuple):
@@ -71,7 +72,7 @@ class TensorSource:
         self.make, self.horizon = make, horizon
         self.episodes = Episodes()
         self.policy: Policy | None = None
-        self.unrolled = UNROLLED if horizon % UNROLLED == 0 else 1
+        self.unrolled = max(steps for steps in range(1, UNROLLED + 1) if horizon % steps == 0)
 
     def restart(self, seed: int) -> None:
         """Start first episodes from `seed`; the open ones are given up."""
@@ -179,7 +180,7 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
         changed = sorted(name for name, new, old in pairs if new is not old)
         if not changed:
             return call
-        for now, old in before:  # tracing ran the step on tensors that hold nothing
+        for now, old in before:  # tracing ran the step on copies
             now.clear()
             now.update(old)
         log.warning("the environment runs uncompiled: step() changes %s; what changes must be a buffer", changed[0])
@@ -205,8 +206,7 @@ def taken(
     if value.device != device:
         raise EnvFailure(f"the environment returned {name} on {value.device}, but the policy is on {device}")
     if value.dtype is dtype:
-        traced = own is not None and type(value) is not Tensor
-        return value if traced and value.untyped_storage()._cdata not in own else value.clone()
+        return value if own is not None and tracing() and value.untyped_storage()._cdata not in own else value.clone()
     if torch.bool in (dtype, value.dtype) or value.dtype.is_complex:
         raise EnvFailure(f"the environment returned {name} of {value.dtype}, not of {dtype}")
     return value.to(dtype)
