@@ -100,8 +100,8 @@ def test_a_terminal_gets_a_live_panel(command: Command, tmp_path: Path, monkeypa
 ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that the preset has
     steps=640, envs=4, seed=7, device="cpu", backend="async", compile="on", checkpoint_every=256, eval_every=320,
     eval_episodes=2, max_episode_steps=60, threads=2,
-    horizon=16, lr=0.02, anneal_lr=False, gamma=0.9, lam=0.7, clip=0.3, epochs=2, minibatches=4, value_coef=0.6,
-    entropy_coef=0.02, max_grad_norm=0.8, normalize_reward=True,
+    horizon=16, gamma=0.9, normalize_reward=True, lam=0.7, lr=0.02, anneal_lr=False, max_grad_norm=0.8, epochs=2,
+    minibatches=4, value_coef=0.6, entropy_coef=0.02, clip=0.3,
     hidden=[16, 8], activation="relu", normalize_observation=True,
 )
 # fmt: on

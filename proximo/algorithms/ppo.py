@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from proximo.advantages import explained_variance, gae, standardize
+from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import linear
@@ -19,37 +20,15 @@ from proximo.updaters.sgd import sgd
 
 
 @dataclass(frozen=True)
-class PPOConfig:
+class PPOConfig(Proximal):
     """PPO's own numbers."""
 
-    horizon: int = 128
-    """Steps each lane takes between two updates (the paper's T)."""
-    lr: float = 2.5e-4
-    """Adam's learning rate at the start."""
-    anneal_lr: bool = True
-    """Let the learning rate fall linearly to zero over the run."""
-    gamma: float = 0.99
-    """Discount."""
-    lam: float = 0.95
-    """GAE's λ: 0 trusts the critic alone, 1 the rewards alone."""
     clip: float = 0.2
     """ε: how far the ratio may move before its gradient is cut."""
-    epochs: int = 4
-    """Passes over the batch in an update (the paper's K)."""
-    minibatches: int = 4
-    """Equal parts of the batch in a pass, one gradient step each."""
-    value_coef: float = 0.5
-    """Weight of the value loss ½ (V − R)² (the paper's c1; Stable-Baselines3's vf_coef is half of it)."""
-    entropy_coef: float = 0.0
-    """Weight of the entropy bonus (the paper's c2)."""
-    max_grad_norm: float = 0.5
-    """Longest gradient (L2) that is not shortened."""
-    normalize_reward: bool = False
-    """Divide rewards by the running deviation of the discounted return."""
 
     def __post_init__(self) -> None:
-        check(self, at_least_one=("horizon", "epochs", "minibatches"), positive=("lr", "clip", "max_grad_norm"))
-        check(self, unit=("gamma", "lam"), not_negative=("value_coef", "entropy_coef"))
+        super().__post_init__()
+        check(self, positive=("clip",))
 
 
 class PPO:
