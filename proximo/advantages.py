@@ -25,6 +25,20 @@ def gae(batch: Batch, gamma: float, lam: float) -> Batch:
     return batch.replace(advantage=advantage, returns=advantage + batch.value)
 
 
+def monte_carlo(batch: Batch, gamma: float, baseline: bool = True) -> Batch:
+    """Rewards to go (Williams 1992): what followed each action, discounted, up to the end of its episode.
+
+        R_t = r_t + γ r_{t+1} + … + γ^k r_{t+k}                        the episode terminates at t + k
+        R_t = r_t + γ r_{t+1} + … + γ^k (r_{t+k} + γ V(s_{t+k+1}))     it is cut there
+
+    An episode is cut where it is truncated and at the last row; V is then `next_value`, that of the true final
+    observation. Reads the columns that `gae` reads, which gives these returns at λ = 1, its values cancelling; adds
+    `returns` R and `advantage` R − V(s), or R itself without the baseline, [T, N]. Dead rows get no advantage.
+    """
+    batch = gae(batch, gamma, 1.0)
+    return batch if baseline else batch.replace(advantage=torch.where(batch.mask, batch.returns, 0))
+
+
 @whole
 def _gae(
     reward: Tensor, value: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *,
