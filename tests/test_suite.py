@@ -16,7 +16,7 @@ from proximo.run.checkpoint import all_of
 from tests.toys import Recall, RecallContinuous
 
 PASSES = dict(horizon=32, epochs=4, minibatches=4, lr=3e-3)
-SMALL: dict[str, dict[str, Any]] = {name: PASSES for name in ALGORITHMS}
+SMALL: dict[str, dict[str, Any]] = dict.fromkeys(ALGORITHMS, PASSES)
 SMALL |= {
     "reinforce": dict(horizon=32, lr=1e-2),
     "a2c": dict(horizon=8, lr=3e-3),
