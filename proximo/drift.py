@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from proximo.batch import Batch
+from proximo.batch import Batch, tree_map
 from proximo.compiler import compiling_is_on, fused
 from proximo.policy import Policy
 from proximo.reduce import masked_mean
@@ -17,8 +17,11 @@ from proximo.reduce import masked_mean
 
 @torch.no_grad()
 def remember(policy: Policy, batch: Batch) -> Batch:
-    """A batch with the policy's distributions of now as `old` [T, N, ...]: for exact KL terms, before an update."""
-    return batch.replace(old=policy.evaluate(batch).distribution)
+    """A batch with the policy's distributions of now as `old` [T, N, ...]: for exact KL terms, before an update.
+
+    Copies: a distribution may hold parameters themselves, such as a Gaussian's deviation, which the update changes.
+    """
+    return batch.replace(old=tree_map(torch.clone, policy.evaluate(batch).distribution))
 
 
 def kl(policy: Policy, batch: Batch) -> Tensor:

@@ -24,7 +24,7 @@ class REINFORCEConfig(Losses, Descent):
 
     horizon: int = 256
     """Steps each lane takes between two updates; the episode that is open at the end is cut there."""
-    lr: float = 1e-3
+    lr: float = 1e-2
     """Adam's learning rate at the start."""
     baseline: bool = True
     """Subtract the value from the rewards to go: the same gradient in the mean, with less noise."""
