@@ -13,11 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from proximo.advantages import monte_carlo
+from proximo.algorithms.adaptive_clip import AdaptiveClipConfig
 from proximo.algorithms.adaptive_lr import AdaptiveLR, AdaptiveLRConfig
+from proximo.algorithms.config import BOUNDS, Proximal
+from proximo.algorithms.dual_clip import DualClipConfig
 from proximo.algorithms.penalty import Penalty, PenaltyConfig
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
-from proximo.checks import check
 from proximo.coefficients import Coefficient, steered
 from proximo.drift import kl, remember
 from proximo.errors import ConfigError
@@ -25,6 +27,7 @@ from proximo.models.actor_critic import ActorCritic, Network
 from proximo.models.distributions import Categorical
 from proximo.objectives import Term, clip, dual_clip, fisher_rao, score, surrogate, value_error
 from proximo.policy import Evaluation
+from proximo.run.config import from_json, resolved
 from proximo.updaters.adam import Adam
 from proximo.updaters.optimizer import Optimizer
 from proximo.updaters.rmsprop import RMSProp
@@ -408,10 +411,33 @@ def test_what_may_be_left_out_is_checked_where_it_is_given(name: str) -> None:
             PPOConfig(**{name: bad})
 
 
-def test_every_shared_field_is_checked() -> None:
-    from proximo.algorithms import config
+def test_a_run_from_before_a_field_existed_is_read_as_without_it() -> None:
+    tree = resolved("CartPole-v1", "ppo", "cartpole", dict(lr=0.5)).to_json()
+    newer = ("clip_high", "value_clip", "target_kl")
+    older = {**tree, "algorithm": {k: v for k, v in sorted(tree["algorithm"].items()) if k not in newer}}
+    assert from_json(older) == from_json(tree)
 
-    shared = {field.name for field in dataclasses.fields(config.Proximal) if field.type != "bool"}
-    assert shared == {name for names in config.BOUNDS.values() for name in names}
-    with pytest.raises(ConfigError, match="lam"):
-        check(config.GAE(), positive=("lam",), unit=("gamma",), at_least_one=("lam",))
+
+def test_a_whole_number_may_stand_for_an_optional_one() -> None:
+    target = resolved("CartPole-v1", "ppo", "cartpole", dict(target_kl=1)).algorithm.target_kl
+    assert (target, type(target)) == (1.0, float)
+
+
+def test_every_shared_number_is_checked() -> None:
+    shared = {field.name for field in dataclasses.fields(Proximal) if field.type != "bool"}
+    assert shared == {name for names in BOUNDS.values() for name in names}
+
+
+@pytest.mark.parametrize(
+    ("config", "numbers"),
+    [
+        (DualClipConfig, dict(dual_clip=1.0)),
+        (AdaptiveLRConfig, dict(lr=0.1)),
+        (AdaptiveLRConfig, dict(lr_min=1e-2, lr_max=1e-3)),
+        (AdaptiveClipConfig, dict(clip=0.6)),
+        (AdaptiveClipConfig, dict(clip_min=0.3)),
+    ],
+)
+def test_bounds_that_contradict_are_refused(config: Any, numbers: dict[str, float]) -> None:
+    with pytest.raises(ConfigError, match=r"must (be greater than 1|be within|lie within)"):
+        config(**numbers)
