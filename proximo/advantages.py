@@ -25,6 +25,32 @@ def gae(batch: Batch, gamma: float, lam: float) -> Batch:
     return batch.replace(advantage=advantage, returns=advantage + batch.value)
 
 
+def monte_carlo(batch: Batch, gamma: float, baseline: bool = True) -> Batch:
+    """Rewards to go (Williams 1992): what followed each action, discounted, up to the end of its episode.
+
+        R_t = r_t + γ r_{t+1} + … + γ^k r_{t+k}                        the episode terminates at t + k
+        R_t = r_t + γ r_{t+1} + … + γ^k (r_{t+k} + γ V(s_{t+k+1}))     it is cut there
+
+    An episode is cut where it is truncated and at the last row; V is then `next_value`, that of the true final
+    observation. Reads the columns that `gae` reads; adds `returns` R and `advantage` R − V(s), or R itself without the
+    baseline, [T, N]. Dead rows get zero and pass nothing on.
+    """
+    columns = batch.reward, batch.next_value, batch.mask, batch.terminated, batch.truncated
+    returns = _rewards_to_go(*columns, gamma=gamma)
+    advantage = torch.where(batch.mask, returns - batch.value, 0) if baseline else returns
+    return batch.replace(advantage=advantage, returns=returns)
+
+
+@whole
+def _rewards_to_go(
+    reward: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *, gamma: float
+) -> Tensor:
+    alive_next = torch.cat([mask[1:], torch.zeros_like(mask[-1:])])
+    goes_on = mask & alive_next & ~(terminated | truncated)
+    last = torch.where(terminated | goes_on, 0, next_value)
+    return discounted_sum(torch.where(mask, reward + gamma * last, 0), gamma * goes_on.to(reward.dtype))
+
+
 @whole
 def _gae(
     reward: Tensor, value: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *,

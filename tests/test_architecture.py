@@ -92,7 +92,8 @@ PATH = {
     "objectives.py",
     "reduce.py",
 }
-BESIDE = {"batch.py", "sources/episodes.py", "coefficients.py", "updaters/adam.py"}  # statistics and the learning rate
+BESIDE = {"batch.py", "sources/episodes.py", "coefficients.py"}  # statistics and the learning rate
+BESIDE |= {"updaters/adam.py", "updaters/optimizer.py"}
 BESIDE |= {"compiler/__init__.py", "updaters/graph.py"}  # asked, and off
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 import proximo
 from proximo import compiler
 from proximo.advantages import standardize
+from proximo.algorithms import ALGORITHMS
 from proximo.batch import Batch
 from proximo.compiler import compiling, fuse, fused
 from proximo.compiler.library import Worker
@@ -86,6 +87,40 @@ def test_an_update_gives_the_same_numbers(name: str) -> None:
     assert told.keys() == said.keys()
     for key, value in told.items():
         torch.testing.assert_close(said[key], value, rtol=1e-4, atol=1e-5)
+
+
+MOVING = {"penalty": "beta", "adaptive_clip": "clip", "adaptive_lr": "lr"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Five updates of one graph, which is audited after the first and the fourth: what moves is seen by it."""
+    short = {name: n for name, n in dict(epochs=3, minibatches=2).items() if hasattr(ALGORITHMS[algo].Config, name)}
+    ends, moved = [], []
+    for compile in (False, True):
+        policy = policy_for(SPACES["box"])
+        algorithm: Any = ALGORITHMS[algo](policy, ALGORITHMS[algo].Config(**short))
+        begin = torch.cat([parameter.detach().reshape(-1).clone() for parameter in policy.parameters()])
+        with compiling(compile), caplog.at_level(logging.WARNING, "proximo"):
+            reports = [algorithm.step(collection_for(policy), 0.1 * update) for update in range(5)]
+        ends.append(torch.cat([parameter.detach().reshape(-1) for parameter in policy.parameters()]))
+        moved = [report[MOVING[algo]] for report in reports if algo in MOVING]
+    assert [record.message for record in caplog.records if record.name == "proximo"] == []
+    assert len(algorithm.optimizer.graphs) == 1
+    assert len(set(moved)) > 2 or algo not in MOVING
+    assert (ends[0] - begin).abs().max() > 1e-3
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def collection_for(policy: ActorCritic) -> Batch:
+    """The same observations each time, and what this policy does there."""
+    batch = batch_for(policy)
+    opinion, last = policy.evaluate(batch), torch.zeros(1, 4)
+    flags = {name: torch.zeros_like(batch.mask) for name in ("terminated", "truncated", "start")}
+    columns = dict(value=opinion.value, next_value=torch.cat([opinion.value[1:], last]), logp=opinion.logp)
+    return batch.replace(**flags, **columns, reward=batch.action[..., 0].sin())
 
 
 @needs_compiler

@@ -6,7 +6,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from proximo.algorithms.a2c import A2C
+from proximo.algorithms.adaptive_clip import AdaptiveClip
+from proximo.algorithms.adaptive_lr import AdaptiveLR
+from proximo.algorithms.dual_clip import DualClip
+from proximo.algorithms.fisher_rao import FisherRao
+from proximo.algorithms.fixed_kl import FixedKL
+from proximo.algorithms.penalty import Penalty
 from proximo.algorithms.ppo import PPO
+from proximo.algorithms.reinforce import REINFORCE
+from proximo.algorithms.unconstrained import Unconstrained
 from proximo.batch import Batch
 from proximo.errors import unknown
 
@@ -24,7 +33,18 @@ class Algorithm(Protocol):
 
 
 # Each has a Config of its own and is made from (policy, config).
-ALGORITHMS: dict[str, Any] = {"ppo": PPO}
+ALGORITHMS: dict[str, Any] = {
+    "reinforce": REINFORCE,
+    "a2c": A2C,
+    "ppo": PPO,
+    "penalty": Penalty,
+    "fixed_kl": FixedKL,
+    "unconstrained": Unconstrained,
+    "dual_clip": DualClip,
+    "adaptive_clip": AdaptiveClip,
+    "adaptive_lr": AdaptiveLR,
+    "fisher_rao": FisherRao,
+}
 
 
 def algorithm_named(name: str) -> Any:

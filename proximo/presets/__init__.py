@@ -12,11 +12,10 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in CONTROL}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:
-    """The preset whose environments include this id, else the one for its kind of action."""
-    for preset in PRESETS.values():
-        if preset.algo == algo and env.startswith(preset.fits):
-            return preset
-    return PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
+    """The preset whose environments include this id, rather one made for the algorithm; else that for its actions."""
+    fitting = [preset for preset in PRESETS.values() if env.startswith(preset.fits)]
+    fitting.sort(key=lambda preset: algo not in preset.algos)
+    return fitting[0] if fitting else PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
 
 
 def preset_named(name: str) -> Preset:

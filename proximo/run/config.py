@@ -123,18 +123,23 @@ class Resolved:
 
 def resolved(env: str, algo: str, preset: str, settings: dict[str, Any], registered: bool = True) -> Resolved:
     """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
-    config = algorithm_named(algo).Config
-    owners = {f.name: owner for owner in (RunConfig, config, Network) for f in dataclasses.fields(owner)}
+    owners = known_settings(algo)
     for name in settings:
         if name not in owners:
             if name in ELSEWHERE:
                 raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
             raise unknown("setting", name, owners)
-    made = {
-        owner: _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
-        for owner in (RunConfig, config, Network)
-    }
-    return Resolved(env, algo, preset, made[RunConfig], made[config], made[Network], registered)
+    run, algorithm, network = (
+        _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
+        for owner in (RunConfig, algorithm_named(algo).Config, Network)
+    )
+    return Resolved(env, algo, preset, run, algorithm, network, registered)
+
+
+def known_settings(algo: str) -> dict[str, type]:
+    """Every setting of a run of this algorithm, and the dataclass that owns it."""
+    owners = (RunConfig, algorithm_named(algo).Config, Network)
+    return {field.name: owner for owner in owners for field in dataclasses.fields(owner)}
 
 
 def changed(run: RunConfig, **changes: Any) -> RunConfig:
@@ -171,7 +176,7 @@ def _built(owner: type[Any], settings: Any) -> Any:
             value = tuple(value)
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             value = int(value)  # NumPy's too
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and hints[name] is float:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and hints[name] in (float, float | None):
             value = as_float(value)
         if not _fits(value, hints[name]):
             raise ConfigError(f"{name} is {value!r}: it must be {_described(hints[name])}")

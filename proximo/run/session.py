@@ -17,7 +17,7 @@ from proximo.models.distributions import head_for
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
-from proximo.run.config import Resolved, RunConfig, changed, resolved
+from proximo.run.config import Resolved, RunConfig, changed, known_settings, resolved
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.log import RunLog
 from proximo.run.loop import learn
@@ -69,8 +69,11 @@ def preset_config(
         action_space = one.action_space
         one.close()
     chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
-    config = resolved(name_of(env), algo, chosen.name, {**chosen.settings, **(settings or {})}, isinstance(env, str))
+    taken = chosen.settings_for(algo, known_settings(algo))
+    config = resolved(name_of(env), algo, chosen.name, {**taken, **(settings or {})}, isinstance(env, str))
     why = "fits the environment" if preset == "auto" else "as asked"
+    if algo not in chosen.algos:
+        why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
     return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
 
 
