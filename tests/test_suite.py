@@ -15,7 +15,11 @@ from proximo.errors import ConfigError
 from proximo.run.checkpoint import all_of
 from tests.toys import Recall, RecallContinuous
 
-SMALL: dict[str, dict[str, Any]] = {"ppo": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3)}
+SMALL: dict[str, dict[str, Any]] = {
+    "ppo": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3),
+    "natural": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5),
+    "trpo": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5),
+}
 QUIET = dict(quiet=True, eval_every=0, eval_episodes=50, envs=4)
 both = pytest.mark.parametrize("env", [Recall, RecallContinuous])
 every = pytest.mark.parametrize("algo", ALGORITHMS)

@@ -6,7 +6,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from proximo.algorithms.natural import NPG
 from proximo.algorithms.ppo import PPO
+from proximo.algorithms.trpo import TRPO
 from proximo.batch import Batch
 from proximo.errors import unknown
 
@@ -24,7 +26,7 @@ class Algorithm(Protocol):
 
 
 # Each has a Config of its own and is made from (policy, config).
-ALGORITHMS: dict[str, Any] = {"ppo": PPO}
+ALGORITHMS: dict[str, Any] = {"ppo": PPO, "natural": NPG, "trpo": TRPO}
 
 
 def algorithm_named(name: str) -> Any:
