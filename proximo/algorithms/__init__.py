@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
 from proximo.algorithms.natural import NPG
 from proximo.algorithms.ppo import PPO
+from proximo.algorithms.reuse import Reuse
 from proximo.algorithms.trpo import TRPO
 from proximo.batch import Batch
 from proximo.errors import unknown
@@ -25,8 +26,17 @@ class Algorithm(Protocol):
         ...
 
 
+@runtime_checkable
+class Expecting(Algorithm, Protocol):
+    """An algorithm that keeps whole collections, and so must know their shape before there is one."""
+
+    def expect(self, example: Batch) -> None:
+        """Make room for collections like this one."""
+        ...
+
+
 # Each has a Config of its own and is made from (policy, config).
-ALGORITHMS: dict[str, Any] = {"ppo": PPO, "natural": NPG, "trpo": TRPO}
+ALGORITHMS: dict[str, Any] = {"ppo": PPO, "natural": NPG, "trpo": TRPO, "reuse": Reuse}
 
 
 def algorithm_named(name: str) -> Any:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from proximo.advantages import explained_variance, gae, standardize
-from proximo.algorithms.config import Natural
+from proximo.algorithms.natural_config import Natural
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import linear

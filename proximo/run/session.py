@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from proximo.algorithms import algorithm_named
+from proximo.algorithms import Expecting, algorithm_named
 from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
 from proximo.models.actor_critic import ActorCritic, feature_count
 from proximo.models.distributions import head_for
@@ -229,6 +229,8 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
     agent = agent_of(config, config.run.device, fresh)
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
+    if isinstance(algorithm, Expecting):
+        algorithm.expect(agent.policy.blank(config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps)
     return Run(Path(), config, agent, algorithm, source, make_one)

@@ -232,7 +232,7 @@ class Surface:
         loss, _ = self.objective(evaluation, rows)
         gradients = torch.autograd.grad(loss, self._parameters(), materialize_grads=True)
         self.kind = tree_map(lambda _: None, evaluation.distribution)
-        made = [x.detach() for x in leaves_of(evaluation.distribution)]
+        made = [x.detach().clone() for x in leaves_of(evaluation.distribution)]  # no views of parameters
         return torch.cat([each.reshape(-1) for each in gradients]), *made
 
     def _product(self, rows: Batch) -> Product:
