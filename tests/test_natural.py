@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import gymnasium as gym
@@ -136,7 +137,7 @@ def test_the_two_algorithms_agree_as_well() -> None:
         batch = batch_for(policy)
         batch = batch.replace(logp=policy.evaluate(batch).logp.detach(), reward=batch.returns, value=batch.returns)
         no = torch.zeros_like(batch.mask)
-        algorithm = make(policy, make.Config(fisher_fraction=0.5))  # type: ignore[arg-type]
+        algorithm = make(policy, make.Config(fisher_fraction=1.0))  # type: ignore[arg-type]
         torch.manual_seed(3)
         report = algorithm.step(batch.replace(next_value=batch.returns, terminated=no, truncated=no), 0.0)
         assert report["step_size"] == 1
@@ -145,21 +146,21 @@ def test_the_two_algorithms_agree_as_well() -> None:
 
 
 def test_a_step_goes_as_far_as_it_says() -> None:
-    vector, report = after("box", None, delta=1e-4, damping=1e-4, iterations=200)
-    assert report["kl_old"].item() == pytest.approx(1e-4, rel=0.05)
-    assert exact_kl(moved("box", vector), start("box"), batch_for(policy_for(SPACES["box"]))) == pytest.approx(
-        report["kl_old"].item(), rel=1e-3
-    )
+    policy = policy_for(SPACES["box"])
+    batch = on_policy(policy).map(double)
+    optimizer = Adam(policy.double())
+    before = optimizer.state["vector"].clone()
+    same = copy.deepcopy(policy)  # whose parameters stay
+    product = fisher_vector_product(same.evaluate(batch).distribution, batch.mask, list(same.parameters()))
+    report = natural_step(policy, optimizer, surrogate(), batch, 1e-6)
+    step = optimizer.state["vector"] - before
+    assert (step @ (product(step) + 0.1 * step)).item() == pytest.approx(2e-6, rel=1e-9)
+    assert report["kl_old"].item() == pytest.approx(0.5 * (step @ product(step)).item(), rel=0.01)
+    assert exact_kl(policy, before, batch) == pytest.approx(report["kl_old"].item(), rel=1e-6)
 
 
 def start(name: str) -> Tensor:
     return torch.cat([p.detach().reshape(-1) for p in policy_for(SPACES[name]).parameters()])
-
-
-def moved(name: str, vector: Tensor) -> ActorCritic:
-    policy = policy_for(SPACES[name])
-    Adam(policy).state["vector"].copy_(vector)
-    return policy
 
 
 def uphill() -> Term:
@@ -221,7 +222,7 @@ def test_a_fraction_of_the_rows_makes_the_fisher_matrix() -> None:
     x = conjugate_gradient(lambda v: product(v) + 0.1 * v, -gradient, 10)
     wanted = before + (2 * 0.01 / (x @ (product(x) + 0.1 * x))).sqrt() * x
     few, _ = after("box", None, fraction=0.25)
-    torch.testing.assert_close(few, wanted, rtol=0, atol=1e-6)
+    torch.testing.assert_close(few, wanted, rtol=0, atol=1e-5)
     assert (few - after("box", None)[0]).abs().max() > 1e-4
 
 
@@ -304,13 +305,14 @@ def test_without_an_advantage_there_is_no_step() -> None:
 @needs_compiler
 @every_space
 def test_a_compiled_step_is_the_uncompiled_one(name: str) -> None:
-    one, told = after(name, 10, fraction=0.5)
+    few = dict(fraction=0.5, iterations=5)  # more of them make more of what rounding does
+    one, told = after(name, 10, **few)
     with compiling(True):
-        other, said = after(name, 10, fraction=0.5)
-        again, _ = after(name, 10, fraction=0.5)
+        other, said = after(name, 10, **few)
+        again, _ = after(name, 10, **few)
     assert torch.equal(other, again)
     torch.testing.assert_close(other, one, rtol=0, atol=1e-5)
-    assert (one - start(name)).abs().max() > 1e-3, "it moved"
+    assert (one - start(name)).abs().max() > 1e-2, "it moved"
     assert told.keys() == said.keys()
     for key, value in told.items():
         torch.testing.assert_close(said[key], value, rtol=1e-3, atol=1e-5)
