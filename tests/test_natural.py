@@ -191,7 +191,7 @@ def test_a_failed_search_restores_every_bit(search: str, compile: bool) -> None:
 @every_space
 def test_no_accepted_step_exceeds_the_bound(name: str) -> None:
     sizes = []
-    for seed in range(100):
+    for seed in range(40):
         torch.manual_seed(seed)
         policy = perturbed(name, scale=float(torch.rand(()) * 2))
         optimizer, batch = Adam(policy), on_policy(policy, steps=8, lanes=3)

@@ -28,6 +28,7 @@ from proximo.run.run import Run, load, load_policy, must_match, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import MANY, EnvLike, Lanes, lanes_for, name_of, single
+from proximo.updaters.adam import packed
 
 FEW_UPDATES = 10
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -256,6 +257,7 @@ def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
         policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
     else:
         policy = outline.to_empty(device=device)
+    packed(policy)
     return Agent(policy, spaces["observation"], spaces["action"])
 
 
