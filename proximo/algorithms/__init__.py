@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,9 +12,12 @@ from proximo.algorithms.adaptive_lr import AdaptiveLR
 from proximo.algorithms.dual_clip import DualClip
 from proximo.algorithms.fisher_rao import FisherRao
 from proximo.algorithms.fixed_kl import FixedKL
+from proximo.algorithms.natural import NPG
 from proximo.algorithms.penalty import Penalty
 from proximo.algorithms.ppo import PPO
 from proximo.algorithms.reinforce import REINFORCE
+from proximo.algorithms.reuse import Reuse
+from proximo.algorithms.trpo import TRPO
 from proximo.algorithms.unconstrained import Unconstrained
 from proximo.batch import Batch
 from proximo.errors import unknown
@@ -32,6 +35,15 @@ class Algorithm(Protocol):
         ...
 
 
+@runtime_checkable
+class Expecting(Algorithm, Protocol):
+    """An algorithm that keeps whole collections, and so must know their shape before there is one."""
+
+    def expect(self, example: Batch) -> None:
+        """Make room for collections like this one."""
+        ...
+
+
 # Each has a Config of its own and is made from (policy, config).
 ALGORITHMS: dict[str, Any] = {
     "reinforce": REINFORCE,
@@ -44,6 +56,9 @@ ALGORITHMS: dict[str, Any] = {
     "adaptive_clip": AdaptiveClip,
     "adaptive_lr": AdaptiveLR,
     "fisher_rao": FisherRao,
+    "reuse": Reuse,
+    "natural": NPG,
+    "trpo": TRPO,
 }
 
 

@@ -1,9 +1,9 @@
 """Functions of tensors as one compiled call each: traced by running them once, compiled by Inductor.
 
 `trace` writes down what a function does, `worker` compiles it in a process of its own, `library` keeps what came out
-and calls it. Tracing sees the operations that a function and its gradient run, whatever Python they came from, so whoever writes
-Terms and policies never meets it. It sees one run: a number that changes while training must be a tensor, or the graph
-keeps what it was (`updaters.sgd` checks its graph against the uncompiled function now and then).
+and calls it. Tracing sees the operations that a function and its gradient run, whatever Python they came from, so
+whoever writes Terms and policies never meets it. It sees one run: a number that changes while training must be a
+tensor, or the graph keeps what it was (`updaters.sgd` checks its graph against the uncompiled function now and then).
 """
 
 from __future__ import annotations

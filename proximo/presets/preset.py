@@ -6,7 +6,9 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-PROXIMAL = ("ppo", "penalty", "fixed_kl", "unconstrained", "dual_clip", "adaptive_clip", "adaptive_lr", "fisher_rao")
+PROXIMAL = (
+    "ppo", "penalty", "fixed_kl", "unconstrained", "dual_clip", "adaptive_clip", "adaptive_lr", "fisher_rao", "reuse",
+)  # fmt: skip
 
 # Settings that say something of the task, whatever learns it.
 TASK = ("steps", "max_episode_steps", "gamma", "normalize_observation", "normalize_reward")

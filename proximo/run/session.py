@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from proximo.algorithms import algorithm_named
+from proximo.algorithms import Expecting, algorithm_named
 from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
 from proximo.models.actor_critic import ActorCritic, feature_count
 from proximo.models.distributions import head_for
@@ -28,6 +28,7 @@ from proximo.run.run import Run, load, load_policy, must_match, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import MANY, EnvLike, Lanes, lanes_for, name_of, single
+from proximo.updaters.optimizer import packed
 
 FEW_UPDATES = 10
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -232,6 +233,8 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
     agent = agent_of(config, config.run.device, fresh)
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
+    if isinstance(algorithm, Expecting):
+        algorithm.expect(agent.policy.blank(config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps)
     return Run(Path(), config, agent, algorithm, source, make_one)
@@ -257,6 +260,7 @@ def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
         policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
     else:
         policy = outline.to_empty(device=device)
+    packed(policy)
     return Agent(policy, spaces["observation"], spaces["action"])
 
 

@@ -5,9 +5,26 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from proximo.errors import ConfigError
+
+
+def trainable(policy: Any) -> dict[str, nn.Parameter]:
+    return {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
+
+
+def packed(policy: Any) -> Tensor:
+    """A new vector [P] of all trainable parameters, which become views of it.
+
+    Products are rounded in an order that depends on where in memory a matrix begins. So policies that are to agree to
+    the last bit, a trained one and the same one loaded, lie alike.
+    """
+    parameters = trainable(policy).values()
+    vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
+    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
+        parameter.data = part.view(parameter.shape)
+    return vector
 
 
 class Optimizer:
@@ -18,12 +35,9 @@ class Optimizer:
     """
 
     def __init__(self, policy: Any, lr: float) -> None:
-        named = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
-        self.shapes = {name: parameter.shape for name, parameter in named.items()}
-        vector = torch.cat([parameter.detach().reshape(-1) for parameter in named.values()])
+        self.shapes = {name: parameter.shape for name, parameter in trainable(policy).items()}
+        vector = packed(policy)
         self.state = {"vector": vector, "lr": torch.tensor(lr, dtype=torch.float64, device=vector.device)}
-        for name, part in self.parts(vector).items():
-            named[name].data = part
         self.graphs: dict[Any, Any] = {}  # compiled gradient steps
 
     def descend(self, gradient: Tensor, state: dict[str, Tensor]) -> None:

@@ -59,7 +59,7 @@ def sgd(
         witness = report["loss"].sum() + report["grad_norm"].sum() + optimizer.state["vector"].sum()
         if not witness.isfinite():
             optimizer.restore(before)  # for a look at the batch with the weights that met it
-            raise NonFiniteError(f"{_culprit(policy, batch, report)}: the update was undone")
+            raise NonFiniteError(f"{culprit(policy, batch, report)}: the update was undone")
         if graph is not None:
             graph.audit(rows)
     except BaseException:
@@ -106,7 +106,7 @@ class GradientStep:
 
 
 @torch.no_grad()
-def _culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
+def culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
     """Where a non-finite number first shows: the column, the step and the lane; else the loss or its gradient."""
     now = policy.evaluate(batch)
     columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor)}
