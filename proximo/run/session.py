@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from proximo.algorithms import algorithm_named
+from proximo.drift import tensors_of
 from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
 from proximo.models.actor_critic import ActorCritic, feature_count
 from proximo.models.distributions import head_for
@@ -19,6 +21,7 @@ from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved, RunConfig, changed, resolved
 from proximo.run.evaluate import Score, evaluate
+from proximo.run.ledger import Ledger
 from proximo.run.log import RunLog
 from proximo.run.loop import learn
 from proximo.run.machine import choose_compile, choose_device, computing, threads
@@ -28,6 +31,7 @@ from proximo.run.run import Run, load, load_policy, must_match, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.backends import MANY, EnvLike, Lanes, lanes_for, name_of, single
+from proximo.state import restore
 
 FEW_UPDATES = 10
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -102,17 +106,20 @@ def resume(
     steps: int | None = None,
     device: str | None = None,
     quiet: bool = False,
+    stop_drift: float | None = None,
 ) -> Run:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
     run to that many in all, which is not the run of that length from the start (docs/architecture.md). `device` moves
-    it; the numbers then differ a little.
+    it; the numbers then differ a little. `stop_drift` lets a run that strayed go on, or stops one earlier.
     """
     path = Path(path)
     config = folder.read_config(path)
     env = environment_of(config, env)
-    config = replace(config, run=changed(config.run, steps=steps, device=device))
+    if stop_drift is not None and not config.run.measures_drift:
+        raise ConfigError(f"{path} was begun without max_kl, stop_drift or drift_reference: its drift is not known")
+    config = replace(config, run=changed(config.run, steps=steps, device=device, stop_drift=stop_drift))
     notes: list[str] = []
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
     mode, why = choose_compile(config)
@@ -130,9 +137,11 @@ def resume(
             load(run, saved)
         else:
             save(run)  # it was stopped before its first checkpoint, and begins again
-        if run.finished:
+        if config.complete(run.step):
             advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
             raise RunFolderError(f"{path} is complete: {run.step:,} of {config.run.steps:,} steps are done; {advice}")
+        if run.strayed is not None:
+            raise RunFolderError(f"{path} {run.strayed}")
         folder.write_config(path, config)
         folder.rewind(path, run.step)
         notes.append(f"resuming {path} at step {run.step:,}")
@@ -231,7 +240,22 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
     source = lanes.source(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps)
-    return Run(Path(), config, agent, algorithm, source, make_one)
+    ledger = Ledger(agent.policy, config.run) if config.run.measures_drift else None
+    if ledger is not None and fresh and config.run.drift_reference is not None:
+        restore(ledger.reference, reference_of(config), config.run.drift_reference)
+    return Run(Path(), config, agent, algorithm, source, make_one, ledger)
+
+
+def reference_of(config: Resolved) -> dict[str, Tensor]:
+    """The policy that the run measures drift from, as its tensors; ConfigError unless it is one of the same kind."""
+    path = Path(config.run.drift_reference or "")
+    other = folder.read_config(run_of(path))
+    if other.spaces != config.spaces:
+        raise ConfigError(f"drift_reference {path} acts in other spaces, those of {other.env}: name a run on the same")
+    if other.network != config.network:
+        theirs = ", ".join(f"{name} {value}" for name, value in asdict(other.network).items())
+        raise ConfigError(f"drift_reference {path} has another network ({theirs}): name a run with the same")
+    return tensors_of(load_agent(path).policy)
 
 
 def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:

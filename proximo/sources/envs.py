@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +12,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from proximo.batch import Batch
+from proximo.batch import Batch, tree_map
 from proximo.compiler import fused
 from proximo.errors import EnvFailure, NonFiniteError
 from proximo.policy import Policy
@@ -124,7 +124,7 @@ class EnvSource:
         return Batch(action=action, **{k: torch.from_numpy(v).to(action.device) for k, v in columns.items()})
 
     def _judged(self, batch: Batch) -> Batch:
-        """Add logp, value and next_value, in one pass over the whole collection.
+        """Add logp, value, next_value and the distributions `old`, in one pass over the whole collection.
 
         The next value of a row is the value of the next row, of what came last for the last row, and of the final
         observation where `finals` has one.
@@ -133,12 +133,13 @@ class EnvSource:
         last = self.rows[-1].to(policy.device)
         if self.judge is None:
             self.judge = judging(policy, last, batch)
-        logp, value, next_value = self.judge(last, *batch.leaves())
+        judged = self.judge(last, batch)
         if self.finals:
             t, lane = (torch.tensor(index, device=last.device) for index in zip(*self.finals, strict=True))
             with torch.no_grad():
-                next_value[t, lane] = policy.value(torch.as_tensor(np.stack(list(self.finals.values()))).to(last))
-        return batch.replace(logp=logp, value=value, next_value=next_value)
+                final = torch.as_tensor(np.stack(list(self.finals.values()))).to(last)
+                judged.next_value[t, lane] = policy.value(final)
+        return batch.replace(**vars(judged))
 
     def _remember(self, t: int, ended: np.ndarray, final: Any) -> None:
         """Keep the final observations of the lanes whose episode ended."""
@@ -206,14 +207,30 @@ def acting(policy: Policy, observation: Tensor, noise: Tensor) -> Callable[..., 
     return fused(policy, act, [observation, noise])
 
 
-def judging(policy: Policy, last: Tensor, batch: Batch) -> Callable[..., tuple[Tensor, ...]]:
-    """What the policy thinks of a batch like this one, followed by the observations `last`."""
+def judging(policy: Policy, last: Tensor, batch: Batch) -> Callable[[Tensor, Batch], Batch]:
+    """What the policy thinks of a batch like this one, which the observations `last` follow.
 
-    def judge(last: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        opinion = policy.evaluate(batch.with_leaves(columns))
-        return opinion.logp, opinion.value, torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
+    The columns are logp, value, next_value and `old`, the distributions, which a bound on the update, a penalty or a
+    natural gradient would else ask for again.
+    """
+    outline: list[Batch] = []  # the columns without their numbers, for a distribution may be made of several tensors
+    columns = batch.map(lambda x: x.new_empty(0))
 
-    return fused(policy, judge, [last, *batch.leaves()])
+    def judge(last: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
+        opinion = policy.evaluate(columns.with_leaves(tensors))
+        next_value = torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
+        old = tree_map(torch.clone, opinion.distribution)  # some of it may be a parameter, which is about to change
+        judged = Batch(logp=opinion.logp, value=opinion.value, next_value=next_value, old=old)
+        outline[:] = [judged.map(lambda x: cast(Any, None))]
+        return tuple(judged.leaves())
+
+    call = fused(policy, judge, [last, *batch.leaves()])
+
+    def judged(last: Tensor, batch: Batch) -> Batch:
+        tensors = call(last, *batch.leaves())
+        return outline[0].with_leaves(tensors)
+
+    return judged
 
 
 def as_float32(values: Any) -> np.ndarray:
