@@ -90,8 +90,8 @@ def backtrack(live: Tensors, before: Tensors, kl: float, measure: Callable[[], f
     where a number is not finite, everything is as before, bit for bit, and α is 0.
     """
     after = {name: tensor.clone() for name, tensor in live.items()}
-    alpha = 1.0
-    for _ in range(TRIALS):
+    alpha, hopeless = 1.0, not all(tensor.isfinite().all() for tensor in after.values())
+    for _ in range(0 if hopeless else TRIALS):
         alpha *= min(max(AIM * math.sqrt(bound / kl), 0.5), AIM) if math.isfinite(kl) and kl > 0 else 0.5
         for name, tensor in live.items():
             if tensor.is_floating_point():

@@ -14,7 +14,6 @@ from proximo.drift import Distances, Tensors, backtrack, distances, exact_kl, ne
 from proximo.policy import Policy
 from proximo.run.config import RunConfig
 
-
 LARGEST = sys.float_info.max
 
 

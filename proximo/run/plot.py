@@ -17,6 +17,7 @@ from proximo.errors import ConfigError, RunFolderError
 from proximo.run.files import replace_durably
 from proximo.run.folder import DRIFT, EVALS, METRICS, read_config, read_rows, seed_folders
 
+STEPS = "environment steps"
 MOST_SHOWN = 3  # differing settings in a legend's line
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 
@@ -47,7 +48,8 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
         for folder in group:
             axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
     axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations, deterministic)", fontsize=10)
-    finish(axes, "return (mean of the last 100 episodes)")
+    along(axes, STEPS, "return (mean of the last 100 episodes)")
+    axes.legend(loc="best", fontsize=8)
     write(figure, out)
 
 
@@ -69,19 +71,19 @@ def plot_drift(folders: Sequence[Path], out: Path) -> None:
         look: dict[str, Any] = {"color": f"C{number}"}
         label = " · ".join([config.env, config.algo, *differing[number], f"seed {config.run.seed}"])
         steps = column(rows, "step")
-        upper.plot(steps, column(rows, "kl"), label=label, linewidth=1, **look)
+        upper.plot(steps, column(rows, "kl"), linewidth=1, label=label, **look)
         cut = column(rows, "alpha") < 1
         upper.plot(steps[cut], column(rows, "kl_asked")[cut], ".", markersize=4, alpha=0.6, **look)
-        lower.plot(steps, column(rows, "drift"), label=label, **look)
+        lower.plot(steps, column(rows, "drift"), **look)
         for axes, limit in ((upper, config.run.max_kl), (lower, config.run.stop_drift)):
             if limit is not None:
                 axes.axhline(limit, linestyle="--", linewidth=1, **look)
     upper.set_yscale("log", nonpositive="mask")
     upper.set_title("each update   (points: as asked, where the bound cut it; dashed: limits)", fontsize=10)
     lower.set_title("drift from the first policy, or from the reference that was named", fontsize=10)
-    finish(upper, "KL(old ‖ new), nats")
-    finish(lower, "KL(reference ‖ policy), nats")
-    upper.set_xlabel("")
+    along(upper, "", "KL(old ‖ new), nats")
+    along(lower, STEPS, "KL(reference ‖ policy), nats")
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     write(figure, out)
 
 
@@ -98,12 +100,11 @@ def column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
     return np.array([value if isinstance(value, int | float) else np.nan for value in values], float)
 
 
-def finish(axes: Axes, ylabel: str) -> None:
-    """Steps along the bottom, a grid, a legend."""
-    axes.set(xlabel="environment steps", ylabel=ylabel)
+def along(axes: Axes, xlabel: str, ylabel: str) -> None:
+    """Steps along the bottom, and a grid."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize=8)
 
 
 def write(figure: Figure, out: Path) -> None:

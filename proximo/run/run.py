@@ -62,11 +62,10 @@ class Run:
         advice = f"`proximo resume {self.folder} --stop-drift X` goes on until it exceeds X"
         return f"stopped at step {self.step:,}, saved: drift {drift:.3g} exceeds stop_drift {limit:g}; {advice}"
 
-
     def summary(self) -> list[str]:
         """What the command says at the end."""
-        score = self.score
-        lines = [f"score  {score.mean:.1f} ± {score.std:.1f} over {len(score.returns)} episodes" if score else "score  –"]
+        s = self.score
+        lines = ["score  –" if s is None else f"score  {s.mean:.1f} ± {s.std:.1f} over {len(s.returns)} episodes"]
         if self.interrupted and not self.finished:
             lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
         elif self.strayed is not None:

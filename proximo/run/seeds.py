@@ -124,7 +124,8 @@ def resume(
     series = Series(parent, standing(parent, steps, notes.append, stop_drift), again)
     done, count = len(series.done()), len(series.seeds)
     if done == count:
-        advice = f"`proximo resume {parent} --steps N` goes on to N steps in all"
+        strayed = ", and with --stop-drift X those that strayed" if any(seed.strayed for seed in series.seeds) else ""
+        advice = f"`proximo resume {parent} --steps N` goes on to N steps in all{strayed}"
         raise RunFolderError(f"{parent} is complete: all {count} seeds are done; {advice}")
     return drive(series, jobs, quiet, [*notes, f"resuming {parent}: {done} of {count} seeds are done"])
 

@@ -249,13 +249,16 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
 def reference_of(config: Resolved) -> dict[str, Tensor]:
     """The policy that the run measures drift from, as its tensors; ConfigError unless it is one of the same kind."""
     path = Path(config.run.drift_reference or "")
-    other = folder.read_config(run_of(path))
+    try:
+        other, policy = folder.read_config(run_of(path)), load_agent(path).policy
+    except (RunFolderError, CheckpointError) as error:
+        raise ConfigError(f"drift_reference: {error}") from None
     if other.spaces != config.spaces:
         raise ConfigError(f"drift_reference {path} acts in other spaces, those of {other.env}: name a run on the same")
     if other.network != config.network:
         theirs = ", ".join(f"{name} {value}" for name, value in asdict(other.network).items())
         raise ConfigError(f"drift_reference {path} has another network ({theirs}): name a run with the same")
-    return tensors_of(load_agent(path).policy)
+    return tensors_of(policy)
 
 
 def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
