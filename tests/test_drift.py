@@ -8,13 +8,16 @@ import math
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import imageio.v3 as iio
 import pytest
 import torch
-from torch import Tensor, distributions
+from torch import Tensor
+from torch.distributions import Normal, kl_divergence
+from torch.nn.functional import kl_div, logsigmoid
 
 import proximo
 from proximo.algorithms import ALGORITHMS
@@ -71,10 +74,8 @@ def kl_of(policy: ActorCritic, old: State, new: State, batch: Batch) -> float:
         one = copy.deepcopy(policy)
         one.load_state_dict(state)
         observation = batch.observation[batch.mask].double()
-        pair.append(in_torch(one.double().evaluate(Batch(observation=observation, action=action(batch))).distribution))
-    first, second = pair
-    kls = [distributions.kl_divergence(a, b).sum() for a, b in zip(first, second, strict=True)]
-    return torch.stack(kls).sum().item() / int(batch.mask.sum())
+        pair.append(one.double().evaluate(Batch(observation=observation, action=action(batch))).distribution)
+    return sum_of_kls(*pair).item() / int(batch.mask.sum())
 
 
 def action(batch: Batch) -> Tensor:
@@ -82,17 +83,21 @@ def action(batch: Batch) -> Tensor:
     return live.double() if live.is_floating_point() else live
 
 
-def in_torch(distribution: Any) -> list[distributions.Distribution]:
-    match distribution:
-        case Categorical(logp_all):
-            return [distributions.Categorical(logits=logp_all)]
-        case MultiCategorical(parts):
-            return [distributions.Categorical(logits=part.logp_all) for part in parts]
-        case Bernoulli(logits):
-            return [distributions.Bernoulli(logits=logits)]
-        case Gaussian(mean, log_std):
-            return [distributions.Normal(mean, log_std.exp())]
-    raise AssertionError(distribution)
+def sum_of_kls(one: Any, other: Any) -> Tensor:
+    """Over all rows, by torch's own functions. (Its distributions say infinity where a probability underflows.)"""
+    match one, other:
+        case Categorical(p), Categorical(q):
+            return kl_div(q, p, reduction="sum", log_target=True)
+        case MultiCategorical(p), MultiCategorical(q):
+            return torch.stack([sum_of_kls(*pair) for pair in zip(p, q, strict=True)]).sum()
+        case Bernoulli(p), Bernoulli(q):
+            both = [torch.stack([logsigmoid(x), logsigmoid(-x)]) for x in (q, p)]
+            return kl_div(*both, reduction="sum", log_target=True)
+        case Gaussian(mean, log_std), Gaussian(other_mean, other_log_std):
+            normal = partial(Normal, validate_args=False)  # a deviation may underflow to 0
+            pair = normal(mean, log_std.exp()), normal(other_mean, other_log_std.exp())
+            return kl_divergence(*pair).sum()
+    raise AssertionError(one)
 
 
 class Nothing:
@@ -240,7 +245,7 @@ Watched = list[tuple[Batch, State, State, State, State]]
 
 
 @pytest.fixture
-def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> Watched:
     """What every update of a run met: the batch, and the run's tensors before it, as asked, after; and the first."""
     seen: Watched = []
     settle = Ledger.settle
@@ -253,7 +258,7 @@ def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
         return row
 
     monkeypatch.setattr(Ledger, "settle", watching)
-    yield seen
+    return seen
 
 
 def of_policy(tensors: State) -> State:
