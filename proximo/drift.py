@@ -15,7 +15,7 @@ from proximo.reduce import masked_mean
 
 Tensors = Mapping[str, Tensor]  # of a policy, by name: parameters and buffers
 Distances = Callable[[Batch], tuple[float, float]]
-NEAR = 0.02  # of a bound: nearer than that, float32 does not tell on which side of it a KL lies
+NEAR = 0.1  # of a bound: nearer than that, float32 is not trusted to tell on which side of it a KL lies
 ROUNDING = 1e-6  # nats; what a KL in float32 may be off, however small it is
 AIM = 0.95  # of the step that would just meet the bound if KL grew with its square
 TRIALS = 40

@@ -44,8 +44,12 @@ from tests.toys import Recall, RecallContinuous
 State = dict[str, Tensor]
 QUIET: dict[str, Any] = dict(quiet=True, eval_every=0, eval_episodes=1, envs=4)
 NORMAL: dict[str, Any] = dict(normalize_observation=True, hidden=(8,))
-either = pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=needs_compiler)])
 every = pytest.mark.parametrize("algo", ALGORITHMS)
+either = pytest.mark.parametrize("compile", ["off", pytest.param("on", marks=needs_compiler)])
+
+
+def compiled(what: Any) -> Any:
+    return pytest.param(what, "on", marks=needs_compiler)
 
 
 @pytest.fixture(autouse=True)
@@ -155,9 +159,9 @@ def jump(policy: ActorCritic, batch: Batch) -> None:
 
 
 @pytest.mark.parametrize("name", SPACES)
-@pytest.mark.parametrize(("compile", "cases"), [(False, 250), pytest.param(True, 100, marks=needs_compiler)])
+@pytest.mark.parametrize(("compile", "cases"), [(False, 250), pytest.param(True, 60, marks=needs_compiler)])
 def test_no_accepted_update_exceeds_the_bound(name: str, compile: bool, cases: int) -> None:
-    """1,000 random cases, 250 for each kind of distribution, and 400 compiled ones."""
+    """1,000 random cases, 250 for each kind of distribution, and 240 compiled ones."""
     policy, counts, ledger = policy_for(SPACES[name]), dict.fromkeys(("left", "cut", "undone"), 0), None
     torch.manual_seed(8)
     with compiling(compile):
@@ -183,7 +187,8 @@ def test_no_accepted_update_exceeds_the_bound(name: str, compile: bool, cases: i
                 for key, tensor in now.items():
                     torch.testing.assert_close(tensor, before[key] + alpha * (asked[key] - before[key]), msg=key)
             assert (alpha == 1) == (full <= bound), (full, bound)
-            assert row["kl"] == pytest.approx(kl_of(policy, before, now, batch), rel=1e-3, abs=2e-6)
+            # float32: a mean of 10 against a deviation of 10⁻⁴ leaves two digits of a KL
+            assert row["kl"] == pytest.approx(kl_of(policy, before, now, batch), rel=0.05, abs=2e-6)
             counts["left" if alpha == 1 else "cut" if alpha else "undone"] += 1
     assert min(counts.values()) > 0.02 * cases, counts
 
@@ -266,10 +271,9 @@ def of_policy(tensors: State) -> State:
 
 
 @every
-@either
-@pytest.mark.parametrize("env", [Recall, RecallContinuous])
+@pytest.mark.parametrize(("env", "compile"), [(Recall, "off"), (RecallContinuous, "off"), compiled(RecallContinuous)])
 def test_every_algorithm_is_held_and_the_ledger_is_true(
-    algo: str, compile: str, env: type, watched: Watched, tmp_path: Path
+    algo: str, env: type, compile: str, watched: Watched, tmp_path: Path
 ) -> None:
     """At a learning rate of a hundred times what is asked for in the suite, where there is one."""
     settings = {**SMALL[algo], **NORMAL, **QUIET}
@@ -362,8 +366,7 @@ def test_a_bound_that_nothing_exceeds_changes_nothing(compile: str, tmp_path: Pa
     assert not (plain.folder / "drift.jsonl").exists()
 
 
-@every
-@either
+@pytest.mark.parametrize(("algo", "compile"), [*((algo, "off") for algo in ALGORITHMS), compiled("ppo")])
 def test_a_bounded_run_resumes_exactly(algo: str, compile: str, tmp_path: Path) -> None:
     settings = {**SMALL[algo], **NORMAL, **QUIET, "max_kl": 1e-3, "checkpoint_every": 512, "compile": compile}
     other = proximo.train(Recall, algo, steps=512, out=tmp_path / "other", **{**settings, "seed": 5})
