@@ -126,7 +126,13 @@ def settled(
 def collected(policy: ActorCritic, observation: Tensor, mask: Tensor) -> Batch:
     drawn = policy.act(observation, policy.noise(*mask.shape))
     batch = Batch(observation=observation, action=drawn, mask=mask)
-    return batch.replace(**vars(judging(policy, observation[-1], batch)(observation[-1], batch)))
+    return batch.replace(**vars(judged(policy, batch)))
+
+
+def judged(policy: ActorCritic, batch: Batch) -> Batch:
+    """As a source judges what it collected."""
+    batch = batch.replace(last=batch.observation[-1])
+    return judging(policy, batch)(batch)
 
 
 def uniform(low: float, high: float) -> float:
@@ -239,7 +245,7 @@ def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
 def test_what_is_remembered_does_not_move_with_the_policy() -> None:
     policy = policy_for(SPACES["box"])
     batch = batch_for(policy)
-    for seen in (remember(policy, batch), judging(policy, batch.observation[-1], batch)(batch.observation[-1], batch)):
+    for seen in (remember(policy, batch), judged(policy, batch)):
         before = [part.clone() for part in seen.old]
         with torch.no_grad():
             policy.head.log_std.add_(1)

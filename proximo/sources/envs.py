@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +13,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from proximo.batch import Batch, tree_map
-from proximo.compiler import fused
+from proximo.compiler import fused, fused_batch
 from proximo.errors import EnvFailure, NonFiniteError
 from proximo.policy import Policy
 from proximo.sources.episodes import Episodes
@@ -130,14 +130,13 @@ class EnvSource:
         observation where `finals` has one.
         """
         policy: Any = self.policy
-        last = self.rows[-1].to(policy.device)
-        if self.judge is None:
-            self.judge = judging(policy, last, batch)
-        judged = self.judge(last, batch)
+        seen = batch.replace(last=self.rows[-1].to(policy.device))
+        self.judge = self.judge or judging(policy, seen)
+        judged = self.judge(seen)
         if self.finals:
-            t, lane = (torch.tensor(index, device=last.device) for index in zip(*self.finals, strict=True))
+            t, lane = (torch.tensor(index, device=policy.device) for index in zip(*self.finals, strict=True))
             with torch.no_grad():
-                final = torch.as_tensor(np.stack(list(self.finals.values()))).to(last)
+                final = torch.as_tensor(np.stack(list(self.finals.values()))).to(seen.last)
                 judged.next_value[t, lane] = policy.value(final)
         return batch.replace(**vars(judged))
 
@@ -207,30 +206,20 @@ def acting(policy: Policy, observation: Tensor, noise: Tensor) -> Callable[..., 
     return fused(policy, act, [observation, noise])
 
 
-def judging(policy: Policy, last: Tensor, batch: Batch) -> Callable[[Tensor, Batch], Batch]:
-    """What the policy thinks of a batch like this one, which the observations `last` follow.
+def judging(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:
+    """What the policy thinks of batches like this one, whose column `last` are the observations that came after it.
 
     The columns are logp, value, next_value and `old`, the distributions, which a bound on the update, a penalty or a
     natural gradient would else ask for again.
     """
-    outline: list[Batch] = []  # the columns without their numbers, for a distribution may be made of several tensors
-    columns = batch.map(lambda x: x.new_empty(0))
 
-    def judge(last: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
-        opinion = policy.evaluate(columns.with_leaves(tensors))
-        next_value = torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
-        old = tree_map(torch.clone, opinion.distribution)  # some of it may be a parameter, which is about to change
-        judged = Batch(logp=opinion.logp, value=opinion.value, next_value=next_value, old=old)
-        outline[:] = [judged.map(lambda x: cast(Any, None))]
-        return tuple(judged.leaves())
+    def judge(batch: Batch) -> Batch:
+        logp, value, distribution = policy.evaluate(batch)
+        next_value = torch.cat([value[1:], policy.value(batch.last).unsqueeze(0)])
+        # a clone, for a distribution may hold a parameter, which is about to change
+        return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))
 
-    call = fused(policy, judge, [last, *batch.leaves()])
-
-    def judged(last: Tensor, batch: Batch) -> Batch:
-        tensors = call(last, *batch.leaves())
-        return outline[0].with_leaves(tensors)
-
-    return judged
+    return fused_batch(policy, judge, example)
 
 
 def as_float32(values: Any) -> np.ndarray:

@@ -117,9 +117,8 @@ class TensorSource:
     def _judged(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> Batch:
         """Add logp, value, next_value and `old`; `final` are the observations that the rows `cut` led to."""
         policy: Any = self.policy
-        if self.judge is None:
-            self.judge = judging(policy, self.observation, batch)
-        judged = self.judge(self.observation, batch)
+        self.judge = self.judge or judging(policy, batch.replace(last=self.observation))
+        judged = self.judge(batch.replace(last=self.observation))
         if len(final):
             with torch.no_grad():
                 judged.next_value[cut] = policy.value(final)
