@@ -31,7 +31,11 @@ class Algorithm(Protocol):
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The live tensors that `step` changes besides the policy's."""
+        """The live tensors that `step` changes besides the policy's.
+
+        What an optimizer keeps of past gradients goes under `optimizer` (`live_tensors(optimizer=…)`, or a name with
+        that word in it): where an update is cut (`run/ledger.py`), it goes back with it. All else stays.
+        """
         ...
 
 

@@ -109,6 +109,28 @@ def fused(module: Any, function: Callable[..., Any], example: Sequence[Tensor]) 
     return torch.no_grad()(function) if graph is None else lambda *tensors: graph(*tensors, *live)
 
 
+def fused_batch(module: Any, function: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
+    """`function(batch)`, which reads the module's parameters and buffers and returns a batch, in one call.
+
+    For batches with columns like the example's; a column may be a nest of tensors, in what is returned too.
+    """
+    given, made = example.map(lambda x: x.new_empty(0)), list[Any]()  # what columns there are, without their numbers
+
+    def on_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        result = function(given.with_leaves(tensors))
+        made[:] = [result.map(lambda x: None)]
+        return tuple(result.leaves())
+
+    on_tensors.__name__ = function.__name__
+    call = fused(module, on_tensors, example.leaves())
+
+    def on_batch(batch: Any) -> Any:
+        tensors = call(*batch.leaves())
+        return made[0].with_leaves(tensors)
+
+    return on_batch
+
+
 def whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """A pure function of tensors, and of numbers by keyword, as one call where compiling is on."""
     graphs: dict[Any, Callable[..., tuple[Tensor, ...]] | None] = {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -65,6 +66,12 @@ class RunConfig:
     """Truncate episodes after this many steps (for environments that never end)."""
     threads: int = 1
     """Threads torch computes with; small networks lose by a second one."""
+    max_kl: float | None = None
+    """Most that an update may change the policy: KL(old ‖ new) on its batch, nats; a longer one is cut or undone."""
+    stop_drift: float | None = None
+    """End the run where KL(reference ‖ policy), nats, on the last batch exceeds this."""
+    drift_reference: str | None = None
+    """A run's or checkpoint's folder: the policy that drift is measured from; by default the one the run began with."""
 
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
@@ -74,6 +81,12 @@ class RunConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at most {most}")
         if self.max_episode_steps is not None:
             check(self, at_least_one=("max_episode_steps",))
+        check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
+
+    @property
+    def measures_drift(self) -> bool:
+        """Whether every update is measured, and drift.jsonl written."""
+        return any(asked is not None for asked in (self.max_kl, self.stop_drift, self.drift_reference))
 
 
 @dataclass(frozen=True)
@@ -174,14 +187,20 @@ def _built(owner: type[Any], settings: Any) -> Any:
             raise unknown("setting", str(name), hints)
         if isinstance(value, list):
             value = tuple(value)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             value = int(value)  # NumPy's too
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and hints[name] in (float, float | None):
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and takes_float(hints[name]):
             value = as_float(value)
         if not _fits(value, hints[name]):
             raise ConfigError(f"{name} is {value!r}: it must be {_described(hints[name])}")
         values[name] = value
     return owner(**values)
+
+
+def takes_float(hint: Any) -> bool:
+    return float in (hint, *typing.get_args(hint))
 
 
 def as_float(value: Any) -> float:

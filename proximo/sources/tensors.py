@@ -116,15 +116,14 @@ class TensorSource:
         return self._judged(Batch(observation=observation, action=action, **columns), final, cut)
 
     def _judged(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> Batch:
-        """Add logp, value and next_value; `final` are the observations that the rows `cut` led to."""
+        """Add logp, value, next_value and `old`; `final` are the observations that the rows `cut` led to."""
         policy: Any = self.policy
-        if self.judge is None:
-            self.judge = judging(policy, self.observation, batch)
-        logp, value, next_value = self.judge(self.observation, *batch.leaves())
+        self.judge = self.judge or judging(policy, batch.replace(last=self.observation))
+        judged = self.judge(batch.replace(last=self.observation))
         if len(final):
             with torch.no_grad():
-                next_value[cut] = policy.value(final)
-        return batch.replace(logp=logp, value=value, next_value=next_value)
+                judged.next_value[cut] = policy.value(final)
+        return batch.replace(**vars(judged))
 
     def _finite(self, observation: Tensor, reward: Tensor, final: Tensor, cut: tuple[Tensor, ...]) -> None:
         """NonFiniteError that names the first NaN or infinity; `final` are the observations of the rows `cut`."""
