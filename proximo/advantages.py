@@ -7,6 +7,7 @@ from torch import Tensor
 
 from proximo.batch import Batch
 from proximo.compiler import whole
+from proximo.policy import Policy
 from proximo.reduce import discounted_sum, masked_mean, masked_variance
 
 
@@ -94,6 +95,18 @@ def _vtrace(
     excess = discounted_sum(rho * delta, carry * c)
     following = torch.cat([excess[1:], torch.zeros_like(excess[:1])])
     return torch.stack([rho * (delta + carry * following), excess])
+
+
+@torch.no_grad()
+def revalue(policy: Policy, batch: Batch) -> Batch:
+    """A batch with `value` and `next_value` [T, N] as the policy's critic sees them now.
+
+    A row's next observation is that of the row after it. Where the batch does not hold it (the last row, and a row
+    after which an episode began anew within the step) `next_value` stays what it was.
+    """
+    value = policy.value(batch.observation)
+    following = torch.where(batch.start[1:], batch.next_value[:-1], value[1:])
+    return batch.replace(value=value, next_value=torch.cat([following, batch.next_value[-1:]]))
 
 
 def standardize(batch: Batch) -> Batch:

@@ -141,7 +141,7 @@ ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that 
     eval_episodes=2, max_episode_steps=60, threads=2, max_kl=0.7, stop_drift=90.0, drift_reference="reference",
     horizon=16, gamma=0.9, normalize_reward=True, lam=0.7, lr=0.02, anneal_lr=False, max_grad_norm=0.8, epochs=2,
     minibatches=4, value_coef=0.6, entropy_coef=0.02, clip=0.3, clip_high=0.4, value_clip=0.5, target_kl=1.5,
-    hidden=[16, 8], activation="relu", normalize_observation=True,
+    hidden=[16, 8], activation="relu", normalize_observation=True, log_std_init=-0.5,
 )
 # fmt: on
 

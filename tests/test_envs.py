@@ -17,7 +17,7 @@ import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor, nn
 
-from proximo.advantages import gae
+from proximo.advantages import gae, revalue
 from proximo.batch import Batch
 from proximo.errors import EnvFailure
 from proximo.models.distributions import Categorical
@@ -95,6 +95,24 @@ def test_a_policy_that_knows_the_values_has_no_advantage(lanes: type, mode: Auto
     assert dead == (int(ended[:-1].sum()) if mode == AutoresetMode.NEXT_STEP else 0)
     assert torch.equal(whole["start"][1:], (ended[:-1] if dead == 0 else ~whole["mask"][:-1]))
     assert whole["start"][0].all()
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("horizon", [1, 7, 30])
+def test_a_critic_that_changed_is_asked_again(mode: AutoresetMode, horizon: int) -> None:
+    """A critic that doubled all values: every row gets the new ones, but where the next observation is not at hand."""
+    makers = [lambda limit=limit: Corridor(limit=limit) for limit in LIMITS]
+    knows, doubles = knows_the_corridor(), Oracle(lambda x: 2 * corridor_value(x.squeeze(-1).double()))
+    for batch in collections(lambda seed: SyncVectorEnv(makers, autoreset_mode=mode), knows, horizon, 60 // horizon):
+        again = revalue(doubles, batch)  # type: ignore[arg-type]
+        torch.testing.assert_close(again.value, 2 * batch.value)
+        stays = torch.zeros_like(batch.mask)
+        stays[-1] = True
+        if mode != AutoresetMode.NEXT_STEP:
+            stays |= batch.truncated | batch.terminated
+        wanted = torch.where(stays, 1, 2) * batch.next_value
+        torch.testing.assert_close(again.next_value[batch.mask], wanted[batch.mask])
+        assert horizon == 1 or (again.next_value != batch.next_value)[batch.mask].any()
 
 
 def test_wrong_bootstraps_would_be_seen() -> None:

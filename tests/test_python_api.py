@@ -14,8 +14,11 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import proximo
+from proximo.errors import ConfigError
+from proximo.models.actor_critic import Network
+from proximo.run import session
 from tests.conftest import SMALL
-from tests.toys import Toy
+from tests.toys import RecallContinuous, Toy
 
 
 @pytest.mark.parametrize("env", ["CartPole-v1", Toy, lambda: Toy(), lambda: gym.make("CartPole-v1")])
@@ -110,3 +113,19 @@ def test_an_observation_too_large_for_float32_is_refused(tmp_path: Path) -> None
     with pytest.raises(proximo.NonFiniteError):
         agent.act(np.full(5, 1e300))
     assert "Agent" in repr(agent)
+
+
+def test_a_preset_says_for_which_algorithm_it_was_made() -> None:
+    [note] = session.preset_config("CartPole-v1", "recompute", "cartpole")[1]
+    assert note.startswith("preset cartpole (as asked): ")
+    assert note.endswith("; it was made for --algo ppo")
+    [note] = session.preset_config("CartPole-v1", "ppo", "cartpole")[1]
+    assert "made for" not in note
+
+
+def test_the_first_deviation_is_a_setting(tmp_path: Path) -> None:
+    settings = dict(steps=64, envs=2, horizon=32, lr=1e-30, log_std_init=-1.5)
+    run = proximo.train(RecallContinuous, **settings, out=tmp_path / "run", quiet=True)
+    torch.testing.assert_close(run.policy.head.log_std, torch.full((1,), -1.5))
+    with pytest.raises(ConfigError, match="log_std_init is nan"):
+        Network(log_std_init=float("nan"))

@@ -15,7 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this file must not hide its namesake
+sys.path[:1] = []  # this file must hide no namesake
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # works.py; last, for mujoco.py there must hide none either
 os.environ.setdefault("NPROC", "1")  # threads of XLA: a second one made nothing faster
 
 import jax

@@ -12,7 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this file must not hide its namesake
+sys.path[:1] = []  # this file must hide no namesake
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # works.py; last, for mujoco.py there must hide none either
 HOME = tempfile.TemporaryDirectory()  # Ray writes results, logs and a token there
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "HOME": HOME.name}
 

@@ -8,7 +8,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
-sys.path[0] = str(Path(__file__).resolve().parents[1])  # for works.py; and this file must not hide its namesake
+sys.path[:1] = []  # this file must hide no namesake
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # works.py; last, for mujoco.py there must hide none either
 
 import gymnasium as gym
 import numpy as np

@@ -15,6 +15,7 @@ from proximo.algorithms.fixed_kl import FixedKL
 from proximo.algorithms.natural import NPG
 from proximo.algorithms.penalty import Penalty
 from proximo.algorithms.ppo import PPO
+from proximo.algorithms.recompute import RecomputePPO
 from proximo.algorithms.reinforce import REINFORCE
 from proximo.algorithms.reuse import Reuse
 from proximo.algorithms.trpo import TRPO
@@ -60,6 +61,7 @@ ALGORITHMS: dict[str, Any] = {
     "adaptive_clip": AdaptiveClip,
     "adaptive_lr": AdaptiveLR,
     "fisher_rao": FisherRao,
+    "recompute": RecomputePPO,
     "reuse": Reuse,
     "natural": NPG,
     "trpo": TRPO,

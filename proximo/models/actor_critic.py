@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from proximo.batch import Batch
 from proximo.errors import ConfigError, UnsupportedSpace
-from proximo.models.distributions import head_for
+from proximo.models.distributions import GaussianHead, head_for
 from proximo.models.normalize import Normalizer
 from proximo.policy import Evaluation
 
@@ -33,9 +33,14 @@ class Network:
     normalize_observation: bool = False
     """Centre and scale observations by running statistics, clipped to ±10; they travel with the policy."""
 
+    log_std_init: float = 0.0
+    """Natural logarithm of the standard deviation that continuous actions begin with."""
+
     def __post_init__(self) -> None:
         if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
             raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
+        if not -20 <= self.log_std_init <= 20:
+            raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -20 and 20")
 
 
 def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.Sequential:
@@ -59,6 +64,8 @@ class ActorCritic(nn.Module):
         self.features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
         self.normalizer = Normalizer(self.features) if network.normalize_observation else nn.Identity()
         self.head: Any = head_for(action_space)
+        if isinstance(self.head, GaussianHead):
+            nn.init.constant_(self.head.log_std, network.log_std_init)
         self.actor = tower((self.features, *network.hidden, self.head.outputs), activation, gain=0.01)
         self.critic = tower((self.features, *network.hidden, 1), activation, gain=1.0)
 

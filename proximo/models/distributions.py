@@ -173,7 +173,7 @@ class Gaussian(NamedTuple):
 
 
 class GaussianHead(nn.Module):
-    """Box of any shape: a normal distribution with a state-independent standard deviation that starts at 1.
+    """Box of any shape: a normal distribution with a state-independent standard deviation, which starts at 1.
 
     The rule for bounds: a coordinate bounded on both sides is scaled, so that the policy's −1 and 1 are its low and
     high; a coordinate with an infinite side keeps the environment's units. For the environment alone, every action is

@@ -6,10 +6,11 @@ import gymnasium as gym
 
 from proximo.errors import unknown
 from proximo.presets.control import CONTROL
+from proximo.presets.mujoco import PAPERS
 from proximo.presets.preset import Preset
 from proximo.presets.trust import TRUST
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *TRUST)}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *PAPERS, *TRUST)}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:

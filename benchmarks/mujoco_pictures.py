@@ -1,0 +1,80 @@
+"""The pictures of benchmarks/mujoco.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.figure import Figure
+from mujoco_plan import FASTEST, TASKS
+from mujoco_published import ABLATION, BEST, LABELS
+from mujoco_results import Results, ablation_scores
+from scores import interval, mean
+
+from proximo.run.plot import band
+
+COLOURS = {"tuned": "C0", "paper": "C1", "penalty": "C2", "trpo": "C3", "a2c": "C4", "natural": "C5"}
+STEPS, SECONDS, RETURN = 0, 1, 2  # of a curve's point
+WIDTH = 0.4  # of a bar
+
+
+def draw(results: Results, folder: Path) -> list[tuple[str, str]]:
+    """Write all pictures that there are results for; their names and files."""
+    found = [("return against steps", "mujoco-steps.png"), ("return against seconds", "mujoco-seconds.png")]
+    curves(results, STEPS, "environment steps", folder / "mujoco-steps.png")
+    curves(results, SECONDS, "seconds of collecting and learning", folder / "mujoco-seconds.png")
+    if bars(results, folder / "mujoco-surrogates.png"):
+        found.append(("the surrogates", "mujoco-surrogates.png"))
+    return found
+
+
+def curves(results: Results, across: int, label: str, out: Path) -> None:
+    """A panel for each task: the mean over seeds, and a band from the smallest to the largest."""
+    figure = Figure(figsize=(15, 7), dpi=110, layout="constrained")
+    panels = figure.subplots(2, 4).ravel()
+    for axes, env in zip(panels, TASKS, strict=False):
+        for name, colour in COLOURS.items():
+            lines = [np.array(row["curve"]) for row in results.of(name, env)]
+            if lines:
+                x, low, middle, high = band([(line[:, across], line[:, RETURN]) for line in lines])
+                axes.plot(x, middle, color=colour, linewidth=1.5)
+                axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        axes.axhline(BEST[env], color="grey", linestyle=":", linewidth=1)
+        axes.set_title(env, fontsize=10)
+        axes.grid(alpha=0.3)
+        if across == STEPS:
+            axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x else "0")
+    legend = panels[len(TASKS)]
+    legend.axis("off")
+    for name, colour in COLOURS.items():
+        count = max((len(results.of(name, env)) for env in TASKS), default=0)
+        if count:
+            legend.plot([], [], color=colour, label=f"{name} (up to {count} seeds)")
+    legend.plot([], [], color="grey", linestyle=":", label="best published PPO at 1M steps")
+    legend.legend(loc="center", frameon=False, fontsize=11)
+    figure.supxlabel(label, fontsize=11)
+    figure.supylabel("return, mean of the last 100 training episodes", fontsize=11)
+    figure.savefig(out)
+
+
+def bars(results: Results, out: Path) -> bool:
+    """The ablation beside the paper's; False where there is nothing of it yet."""
+    names = [name for name in ABLATION if results.whole(name, FASTEST)]
+    if not names:
+        return False
+    figure = Figure(figsize=(9, 5), dpi=110, layout="constrained")
+    axes = figure.add_subplot()
+    for i, name in enumerate(names):
+        scores = ablation_scores(results, name, FASTEST, names)
+        middle, (low, high) = float(np.concatenate(scores).mean()), interval(scores, mean)
+        axes.barh(i - WIDTH / 2, middle, WIDTH, color="C0", label="here, three tasks" if i == 0 else None)
+        axes.plot([low, high], [i - WIDTH / 2] * 2, color="black", linewidth=1.2)
+        axes.barh(i + WIDTH / 2, ABLATION[name], WIDTH, color="C7", label="the paper, seven tasks" if i == 0 else None)
+    axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("average normalised score (chance 0, best run 1); lines: 95 % bootstrap intervals")
+    axes.grid(alpha=0.3, axis="x")
+    axes.legend(loc="best")
+    figure.savefig(out)
+    return True

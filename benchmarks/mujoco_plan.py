@@ -1,0 +1,114 @@
+"""What benchmarks/mujoco.py trains, and what others published: plain tables."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+
+from proximo.errors import ProximoError
+from proximo.presets import preset_for, preset_named
+from proximo.run.config import resolved
+
+STEPS = 1_000_000
+FASTEST = ("HalfCheetah-v5", "InvertedPendulum-v5", "Reacher-v5")  # a step takes 16 to 30 µs, of the others 43 to 83
+TASKS = (
+    "HalfCheetah-v5", "Hopper-v5", "InvertedDoublePendulum-v5", "InvertedPendulum-v5", "Reacher-v5", "Swimmer-v5",
+    "Walker2d-v5",
+)  # fmt: skip
+ANY = gym.spaces.Box(-1, 1)  # stands for the tasks' action spaces where a preset is looked for
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An algorithm with its numbers: a preset, and what is asked for over it."""
+
+    name: str
+    algo: str
+    preset: str
+    asked: dict[str, Any] = field(default_factory=dict)
+    seeds: int = 3
+    tasks: tuple[str, ...] = TASKS
+    presets: dict[str, str] = field(default_factory=dict)  # of tasks that need another one
+
+    def preset_on(self, env: str) -> str:
+        return self.presets.get(env, self.preset)
+
+    def numbers(self, env: str) -> dict[str, Any]:
+        """All that is not a default; a ProximoError where that makes no run (an algorithm that is not there, say)."""
+        name = self.preset_on(env)
+        preset = preset_for(env, ANY, self.algo) if name == "auto" else preset_named(name)
+        numbers = preset.settings | self.asked | {"steps": STEPS}
+        resolved(env, self.algo, preset.name, numbers)
+        return numbers
+
+    def key(self, env: str) -> str:
+        """A short name for the numbers: results of others than these are out of date."""
+        told = json.dumps([self.algo, self.numbers(env)], sort_keys=True)
+        return hashlib.sha256(told.encode()).hexdigest()[:8]
+
+
+SWIMMER = {"Swimmer-v5": "tuned-swimmer"}
+PPO = (
+    Setting("tuned", "recompute", "tuned", seeds=5, presets=SWIMMER),
+    Setting("paper", "ppo", "paper", seeds=5),  # the ablation's clip 0.2
+)
+OTHERS = (
+    Setting("penalty", "penalty", "paper", {"target_kl": 0.01}),  # the ablation's adaptive KL 0.01
+    Setting("trpo", "trpo", "auto"),
+    Setting("a2c", "a2c", "auto"),
+    Setting("natural", "natural", "auto"),
+)
+ABLATION = (
+    *(Setting(f"clip-{x}", "ppo", "paper", {"clip": x}, tasks=FASTEST) for x in (0.1, 0.3)),
+    *(Setting(f"penalty-{x}", "penalty", "paper", {"target_kl": x}, tasks=FASTEST) for x in (0.003, 0.03)),
+    *(Setting(f"fixed-kl-{x}", "fixed_kl", "paper", {"beta": x}, tasks=FASTEST) for x in (0.3, 1.0, 10.0)),
+    Setting("fixed-kl-3.0", "fixed_kl", "paper", {"beta": 3.0}),  # the paper's best of its kind: on all tasks
+    Setting("unconstrained", "unconstrained", "paper"),
+)
+SETTINGS = {setting.name: setting for setting in (*PPO, *OTHERS, *ABLATION)}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a setting on a task with a seed."""
+
+    setting: Setting
+    env: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.setting.name}-{self.env}-{self.seed}"
+
+
+def jobs(only: list[str]) -> Iterator[Job]:
+    """Every run in the order of its worth: PPO, then the other algorithms, then the ablation, each seed by seed.
+
+    `only` names settings and tasks; either kind that is not named is taken whole.
+    """
+    for group in (PPO, OTHERS, ABLATION):
+        for seed in range(max(setting.seeds for setting in group)):
+            for setting in group:
+                for env in setting.tasks:
+                    job = Job(setting, env, seed)
+                    if seed < setting.seeds and wanted(job, only):
+                        yield job
+
+
+def wanted(job: Job, only: list[str]) -> bool:
+    names, tasks = [word for word in only if word in SETTINGS], [word for word in only if word in TASKS]
+    return (not names or job.setting.name in names) and (not tasks or job.env in tasks)
+
+
+def impossible(job: Job) -> str | None:
+    """Why a job cannot be run here (yet); None if it can."""
+    try:
+        job.setting.numbers(job.env)
+    except ProximoError as error:
+        return str(error)
+    return None

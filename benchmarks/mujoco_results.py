@@ -1,0 +1,44 @@
+"""What benchmarks/mujoco.py found, as its tables and pictures ask for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scores import normalised
+
+Row = dict[str, Any]
+
+
+class Results:
+    """The runs of mujoco.json, and what chance scores."""
+
+    def __init__(self, path: Path) -> None:
+        told = json.loads(path.read_text())
+        self.chance = {env: score["mean"] for env, score in told["random"].items()}
+        self.rows: list[Row] = told["runs"]
+
+    def of(self, setting: str, env: str) -> list[Row]:
+        return [row for row in self.rows if (row["setting"], row["env"]) == (setting, env)]
+
+    def scores(self, setting: str, env: str) -> np.ndarray:
+        """The paper's: the mean of the last 100 training episodes, of each seed."""
+        return np.array([row["last_100"] for row in self.of(setting, env)])
+
+    def whole(self, setting: str, tasks: Iterable[str]) -> bool:
+        return all(self.of(setting, env) for env in tasks)
+
+
+def ablation_scores(results: Results, name: str, tasks: Iterable[str], among: list[str]) -> list[np.ndarray]:
+    """Normalised by the best run of the settings it is `among`."""
+    best = {env: max(results.scores(other, env).max() for other in among) for env in tasks}
+    return [normalised(results.scores(name, env), results.chance[env], best[env]) for env in tasks]
+
+
+def best_evaluation(rows: list[Row]) -> float:
+    """The largest over evaluations of the mean over seeds."""
+    count = min(len(row["evals"]) for row in rows)
+    return float(np.mean([[value for _, value in row["evals"][:count]] for row in rows], 0).max())

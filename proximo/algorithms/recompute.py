@@ -1,0 +1,63 @@
+"""PPO that estimates advantages anew before every pass (Andrychowicz et al. 2021, arXiv:2006.05990, section 3.5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from proximo.advantages import explained_variance, gae, revalue, standardize
+from proximo.algorithms.config import Proximal
+from proximo.batch import Batch
+from proximo.checks import check
+from proximo.coefficients import linear
+from proximo.models.normalize import RewardScale
+from proximo.objectives import clip, entropy, value_error
+from proximo.policy import Policy
+from proximo.state import live_tensors
+from proximo.updaters.adam import Adam
+from proximo.updaters.sgd import sgd
+
+
+@dataclass(frozen=True)
+class RecomputeConfig(Proximal):
+    """Its own number is PPO's."""
+
+    clip: float = 0.2
+    """ε: how far the ratio may move before its gradient is cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, positive=("clip",))
+
+
+class RecomputePPO:
+    """As PPO, but in every pass the critic's latest values make the advantages and the returns it learns."""
+
+    Config = RecomputeConfig
+
+    def __init__(self, policy: Policy, config: RecomputeConfig) -> None:
+        self.policy, self.config = policy, config
+        self.optimizer = Adam(policy, eps=1e-5)
+        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
+
+    def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
+        """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
+        c, reports = self.config, []
+        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        batch = gae(self.reward_scale(batch), c.gamma, c.lam)
+        explained = explained_variance(batch)
+        for each in range(c.epochs):
+            if each > 0:
+                batch = gae(revalue(self.policy, batch), c.gamma, c.lam)
+            reports.append(
+                sgd(self.policy, self.optimizer, self.objective, batch, 1, c.minibatches, c.max_grad_norm, standardize)
+            )
+        means = {name: torch.stack([report[name] for report in reports]).mean() for name in reports[0]}
+        return {**means, "explained_variance": explained, "lr": lr}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that `step` changes besides the policy."""
+        return live_tensors(optimizer=self.optimizer, reward_scale=self.reward_scale)
