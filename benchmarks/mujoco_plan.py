@@ -12,7 +12,7 @@ import gymnasium as gym
 
 from proximo.errors import ProximoError
 from proximo.presets import preset_for, preset_named
-from proximo.run.config import resolved
+from proximo.run.config import known_settings, resolved
 
 STEPS = 1_000_000
 FASTEST = ("HalfCheetah-v5", "InvertedPendulum-v5", "Reacher-v5")  # a step takes 16 to 30 µs, of the others 43 to 83
@@ -42,7 +42,7 @@ class Setting:
         """All that is not a default; a ProximoError where that makes no run (an algorithm that is not there, say)."""
         name = self.preset_on(env)
         preset = preset_for(env, ANY, self.algo) if name == "auto" else preset_named(name)
-        numbers = preset.settings | self.asked | {"steps": STEPS}
+        numbers = preset.settings_for(self.algo, known_settings(self.algo)) | self.asked | {"steps": STEPS}
         resolved(env, self.algo, preset.name, numbers)
         return numbers
 
@@ -87,17 +87,16 @@ class Job:
 
 
 def jobs(only: list[str]) -> Iterator[Job]:
-    """Every run in the order of its worth: PPO, then the other algorithms, then the ablation, each seed by seed.
+    """Every run in the order of its worth: seed by seed, PPO, then the other algorithms, then the ablation.
 
     `only` names settings and tasks; either kind that is not named is taken whole.
     """
-    for group in (PPO, OTHERS, ABLATION):
-        for seed in range(max(setting.seeds for setting in group)):
-            for setting in group:
-                for env in setting.tasks:
-                    job = Job(setting, env, seed)
-                    if seed < setting.seeds and wanted(job, only):
-                        yield job
+    for seed in range(max(setting.seeds for setting in SETTINGS.values())):
+        for setting in SETTINGS.values():
+            for env in setting.tasks:
+                job = Job(setting, env, seed)
+                if seed < setting.seeds and wanted(job, only):
+                    yield job
 
 
 def wanted(job: Job, only: list[str]) -> bool:

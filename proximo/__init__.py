@@ -12,9 +12,9 @@ from proximo.errors import (
     UnsupportedSpace,
 )
 from proximo.run.agent import Agent
+from proximo.run.loading import evaluate_run as evaluate
+from proximo.run.loading import load_agent as load
 from proximo.run.run import Run
-from proximo.run.session import evaluate_run as evaluate
-from proximo.run.session import load_agent as load
 from proximo.run.session import resume, train
 
 __all__ = [

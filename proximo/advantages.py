@@ -26,6 +26,32 @@ def gae(batch: Batch, gamma: float, lam: float) -> Batch:
     return batch.replace(advantage=advantage, returns=advantage + batch.value)
 
 
+def monte_carlo(batch: Batch, gamma: float, baseline: bool = True) -> Batch:
+    """Rewards to go (Williams 1992): what followed each action, discounted, up to the end of its episode.
+
+        R_t = r_t + γ r_{t+1} + … + γ^k r_{t+k}                        the episode terminates at t + k
+        R_t = r_t + γ r_{t+1} + … + γ^k (r_{t+k} + γ V(s_{t+k+1}))     it is cut there
+
+    An episode is cut where it is truncated and at the last row; V is then `next_value`, that of the true final
+    observation. Reads the columns that `gae` reads; adds `returns` R and `advantage` R − V(s), or R itself without the
+    baseline, [T, N]. Dead rows get zero and pass nothing on.
+    """
+    columns = batch.reward, batch.next_value, batch.mask, batch.terminated, batch.truncated
+    returns = _rewards_to_go(*columns, gamma=gamma)
+    advantage = torch.where(batch.mask, returns - batch.value, 0) if baseline else returns
+    return batch.replace(advantage=advantage, returns=returns)
+
+
+@whole
+def _rewards_to_go(
+    reward: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *, gamma: float
+) -> Tensor:
+    alive_next = torch.cat([mask[1:], torch.zeros_like(mask[-1:])])
+    goes_on = mask & alive_next & ~(terminated | truncated)
+    last = torch.where(terminated | goes_on, 0, next_value)
+    return discounted_sum(torch.where(mask, reward + gamma * last, 0), gamma * goes_on.to(reward.dtype))
+
+
 @whole
 def _gae(
     reward: Tensor, value: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *,
@@ -34,6 +60,41 @@ def _gae(
     delta = torch.where(mask, reward + gamma * torch.where(terminated, 0, next_value) - value, 0)
     carry = gamma * lam * (mask & ~(terminated | truncated)).to(delta.dtype)
     return discounted_sum(delta, carry)
+
+
+def vtrace(
+    batch: Batch, logp: Tensor, gamma: float, lam: float = 1.0, rho_bar: float = 1.0, c_bar: float = 1.0
+) -> Batch:
+    """V-trace (Espeholt et al. 2018, arXiv:1802.01561, eq. 1 and section 4.2): advantages of another policy's actions.
+
+        ρ_t = min(ρ̄, π(a_t|s_t) / μ(a_t|s_t)),   c_t = λ min(c̄, π(a_t|s_t) / μ(a_t|s_t))
+        v_t = V(s_t) + e_t,   e_t = ρ_t δ_t + γ c_t (1 − terminated_t − truncated_t) e_{t+1}
+        A_t = ρ_t (δ_t + γλ (1 − terminated_t − truncated_t) e_{t+1}),   δ_t as in `gae`
+
+    `logp` [T, N] is that of the policy π that learns; `batch.logp` that of the policy μ that collected, `value` and
+    `next_value` those of today's critic. Adds `advantage` A and `returns` v, [T, N], and exchanges `logp`: A holds the
+    correction, and what follows takes the batch for one of π's own (as the decoupled objective of Hilton et al. 2021,
+    arXiv:2110.00641). Where π is μ this is `gae`. For λ < 1 the next state's target is the λ-mixture of v and V, which
+    for λ = 1 is the paper's. Dead rows get zero and pass nothing on.
+    """
+    columns = batch.reward, batch.value, batch.next_value, batch.mask, batch.terminated, batch.truncated
+    found = _vtrace(*columns, logp, batch.logp, gamma=gamma, lam=lam, rho_bar=rho_bar, c_bar=c_bar)
+    advantage, excess = found.unbind()
+    return batch.replace(advantage=advantage, returns=excess + batch.value, logp=logp)
+
+
+@whole
+def _vtrace(
+    reward: Tensor, value: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor,
+    logp: Tensor, behaviour: Tensor, *, gamma: float, lam: float, rho_bar: float, c_bar: float,
+) -> Tensor:  # fmt: skip
+    delta = torch.where(mask, reward + gamma * torch.where(terminated, 0, next_value) - value, 0)
+    carry = gamma * lam * (mask & ~(terminated | truncated)).to(delta.dtype)
+    ratio = torch.where(mask, logp - behaviour, 0).exp()
+    rho, c = ratio.clamp(max=rho_bar), ratio.clamp(max=c_bar)
+    excess = discounted_sum(rho * delta, carry * c)
+    following = torch.cat([excess[1:], torch.zeros_like(excess[:1])])
+    return torch.stack([rho * (delta + carry * following), excess])
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
+def tree_map(f: Callable[[Any], Any], tree: Any) -> Any:
     """Apply `f` to every tensor of a nested dict or tuple of tensors; distributions are named tuples of tensors."""
     if isinstance(tree, dict):
         return {key: tree_map(f, value) for key, value in tree.items()}
@@ -17,6 +17,19 @@ def tree_map(f: Callable[[Tensor], Tensor], tree: Any) -> Any:
         mapped = [tree_map(f, value) for value in tree]
         return type(tree)(*mapped) if hasattr(tree, "_fields") else tuple(mapped)
     return f(tree)
+
+
+def leaves_of(tree: Any) -> list[Tensor]:
+    """Every tensor of such a tree, in a fixed order."""
+    found: list[Tensor] = []
+    tree_map(lambda x: found.append(x) or x, tree)
+    return found
+
+
+def with_leaves(tree: Any, leaves: Iterable[Tensor]) -> Any:
+    """A tree of the same structure with these tensors, in the order of `leaves_of`."""
+    following = iter(leaves)
+    return tree_map(lambda _: next(following), tree)
 
 
 class Batch:
@@ -59,14 +72,11 @@ class Batch:
 
     def leaves(self) -> list[Tensor]:
         """Every tensor, in a fixed order."""
-        found: list[Tensor] = []
-        self.map(lambda x: found.append(x) or x)
-        return found
+        return leaves_of(self.__dict__)
 
     def with_leaves(self, leaves: Iterable[Tensor]) -> Batch:
         """A batch of the same columns with these tensors, in the order of `leaves`."""
-        following = iter(leaves)
-        return self.map(lambda _: next(following))
+        return Batch(**with_leaves(self.__dict__, leaves))
 
     def to(self, device: torch.device | str) -> Batch:
         return self.map(lambda x: x.to(device))

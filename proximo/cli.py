@@ -18,10 +18,10 @@ from rich.console import Console
 from proximo.algorithms import algorithm_named
 from proximo.errors import ConfigError, ProximoError
 from proximo.models.actor_critic import Network
-from proximo.run import advice, catalogue, folder, profile, seeds, session
+from proximo.run import advice, catalogue, folder, loading, profile, seeds, session
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video
-from proximo.run.plot import plot_runs
+from proximo.run.plot import plot_drift, plot_runs
 from proximo.run.run import Run
 
 ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
@@ -152,6 +152,7 @@ def resume(
     device: Literal["auto", "cpu", "cuda"] | None = None,
     quiet: bool = False,
     jobs: int | None = None,
+    stop_drift: float | None = None,
 ) -> Run | seeds.Series:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
@@ -162,12 +163,13 @@ def resume(
         device: go on elsewhere; the numbers then differ a little.
         quiet: show nothing but the result.
         jobs: how many of several seeds at a time.
+        stop_drift: go on until the drift exceeds this.
     """
     if folder.seed_folders(dir):
-        return seeds.resume(dir, env, steps, device, quiet, jobs)
+        return seeds.resume(dir, env, steps, device, quiet, jobs, stop_drift)
     if jobs is not None:
         raise ConfigError(f"jobs is for several seeds: {dir} does not hold any")
-    return session.resume(dir, env, steps, device, quiet)
+    return session.resume(dir, env, steps, device, quiet, stop_drift)
 
 
 def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = None) -> None:
@@ -179,7 +181,7 @@ def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = No
         json: print one JSON object.
         env: the environment again, where the folder alone must not name it (module:Id).
     """
-    score = session.evaluate_run(dir, episodes, env, warn)
+    score = loading.evaluate_run(dir, episodes, env, warn)
     if json:
         print(to_json(score.row()))
     else:
@@ -195,18 +197,23 @@ def play(dir: Dir, video: Path, episodes: int = 1, env: str | None = None) -> No
         episodes: how many, one after the other.
         env: the environment again, where the folder alone must not name it (module:Id).
     """
-    frames, returns = record_video(*session.opened(dir, env, warn), video, episodes)
+    frames, returns = record_video(*loading.opened(dir, env, warn), video, episodes)
     print(f"{video}: {frames} frames, return {', '.join(f'{r:.1f}' for r in returns)}")
 
 
-def plot(dirs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR …]")], out: Path) -> None:
+def plot(
+    dirs: Annotated[list[Path], tyro.conf.Positional, tyro.conf.arg(metavar="DIR [DIR …]")],
+    out: Path,
+    drift: tyro.conf.FlagCreatePairsOff[bool] = False,
+) -> None:
     """Draw learning curves; runs that differ only in their seed share a line and a band.
 
     Args:
         dirs: run folders, or folders of several seeds.
         out: the .png to write.
+        drift: draw instead how far the policy moved, by the update and in all.
     """
-    plot_runs(dirs, out)
+    (plot_drift if drift else plot_runs)(dirs, out)
     print(out)
 
 
@@ -225,20 +232,10 @@ def warn(text: str) -> None:
 
 def finish(run: Run | seeds.Series) -> int:
     """Say where everything is; the exit code."""
-    if isinstance(run, seeds.Series):
-        print(*run.summary(), sep="\n")
-        for line in run.complaints():
-            warn(line)
-        return run.code
-    score = f"{run.score.mean:.1f} ± {run.score.std:.1f} over {len(run.score.returns)} episodes" if run.score else "–"
-    if run.interrupted and not run.finished:
-        print(f"stopped at step {run.step:,}, saved; `proximo resume {run.folder}` goes on")
-    else:
-        print(f"score  {score}")
-    if (run.folder / folder.CURVE).exists():
-        print(f"curve  {run.folder / folder.CURVE}")
-    print(f"folder {run.folder}")
-    return 128 + run.interrupted if run.interrupted else 0
+    print(*run.summary(), sep="\n")
+    for line in run.complaints() if isinstance(run, seeds.Series) else []:
+        warn(line)
+    return run.code
 
 
 def execute(argv: list[str]) -> int:

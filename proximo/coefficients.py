@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,24 @@ from proximo.batch import Batch
 def linear(start: float, end: float, progress: float) -> float:
     """The value on the line from `start` at progress 0 to `end` at progress 1."""
     return start + (end - start) * min(max(progress, 0.0), 1.0)
+
+
+def steered(
+    value: float, measured: float, target: float, band: float, factor: float, least: float, most: float
+) -> float:
+    """The rule of PPO's adaptive penalty (Schulman et al. 2017, arXiv:1707.06347, section 4), for any number.
+
+        value · factor   where measured > target · band
+        value / factor   where measured < target / band
+
+    and in between as it was; kept within [least, most], so that it always finds back. A penalty's factor is above
+    one, that of a learning rate or a clip range below.
+    """
+    if measured > target * band:
+        value = value * factor
+    elif measured < target / band:
+        value = value / factor
+    return min(max(value, least), most)
 
 
 class Coefficient:
@@ -43,6 +63,6 @@ class Coefficient:
         return {self.name: self.tensor}
 
 
-def at(coefficient: float | Coefficient, batch: Batch) -> float | Tensor:
-    """The number itself, or the batch's column of it: a scalar."""
+def at(coefficient: float | Coefficient, batch: Batch) -> Any:
+    """The number itself, or the batch's column of it: a float or a scalar tensor."""
     return getattr(batch, coefficient.name).reshape(-1)[0] if isinstance(coefficient, Coefficient) else coefficient

@@ -1,14 +1,131 @@
-"""How far a policy moves: the distributions it had, and its distance from them."""
+"""How far a policy moves: the distributions it had, its distance from them, and the way back."""
 
 from __future__ import annotations
 
-import torch
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
 
-from proximo.batch import Batch
+import torch
+from torch import Tensor
+
+from proximo.batch import Batch, tree_map
+from proximo.compiler import compiling_is_on, fused, lent
 from proximo.policy import Policy
+from proximo.reduce import masked_mean
+
+_graphs: WeakKeyDictionary[Any, dict[Any, Callable[..., tuple[Tensor, ...]]]] = WeakKeyDictionary()
+Tensors = Mapping[str, Tensor]  # of a policy, by name: parameters and buffers
+Distances = Callable[[Batch], tuple[float, float]]
+NEAR = 0.1  # of a bound: nearer than that, float32 is not trusted to tell on which side of it a KL lies
+ROUNDING = 1e-6  # nats; what a KL in float32 may be off, however small it is
+AIM = 0.95  # of the step that would just meet the bound if KL grew with its square
+TRIALS = 40
+
+
+def tensors_of(policy: Policy) -> dict[str, Tensor]:
+    """All that decides what a policy does, live, by name."""
+    own = [*policy.named_parameters(), *policy.named_buffers()]
+    return {name: tensor.detach() for name, tensor in own}
 
 
 @torch.no_grad()
 def remember(policy: Policy, batch: Batch) -> Batch:
-    """A batch with the policy's distributions of now as `old` [T, N, ...]: for exact KL terms, before an update."""
-    return batch.replace(old=policy.evaluate(batch).distribution)
+    """A batch with the policy's distributions of now as `old` [T, N, ...]: for exact KL terms, before an update.
+
+    Copies: a distribution may hold parameters themselves, such as a Gaussian's deviation, which the update changes.
+    """
+    return batch.replace(old=tree_map(torch.clone, policy.evaluate(batch).distribution))
+
+
+def kl(policy: Policy, batch: Batch) -> Tensor:
+    """Mean exact KL(old ‖ now), nats, over the live rows of the whole batch: a scalar without gradient.
+
+    `batch.old` are the distributions from before, see `remember`. One compiled call where compiling is on.
+    """
+    rows = Batch(observation=batch.observation, action=batch.action, mask=batch.mask, old=batch.old)
+
+    def measure(*columns: Tensor) -> tuple[Tensor]:
+        some = rows.with_leaves(columns)
+        return (masked_mean(some.old.kl(policy.evaluate(some).distribution), some.mask),)
+
+    leaves = rows.leaves()
+    if not compiling_is_on():
+        return torch.no_grad()(measure)(*leaves)[0]
+    graphs = _graphs.setdefault(policy, {})
+    key = next(policy.parameters()).data_ptr(), *((leaf.shape, leaf.dtype) for leaf in leaves)
+    if key not in graphs:
+        graphs[key] = fused(policy, measure, leaves)
+    return graphs[key](*leaves)[0]
+
+
+def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
+    """A measure of batches like the example: (KL(π_old ‖ π), KL(π_ref ‖ π)), means over the live rows, in nats.
+
+    π is the policy as it is when it is asked, all of it: its normaliser too. π_old is `batch.old`, π_ref the same
+    policy with the tensors `reference`. One compiled call, in float32; both are NaN if a number of the policy is not
+    finite, be it one that no action depends on.
+    """
+    columns, count = example.map(lambda x: x.new_empty(0)), len(example.leaves())
+
+    def measure(*tensors: Tensor) -> tuple[Tensor]:
+        batch = columns.with_leaves(tensors[:count])
+        now = policy.evaluate(batch).distribution
+        others = dict(zip(reference, tensors[count:], strict=True))
+        first = lent(policy, others, lambda: policy.evaluate(batch).distribution)
+        kls = torch.stack([masked_mean(past.kl(now), batch.mask) for past in (batch.old, first)])
+        finite = torch.stack([x.isfinite().all() for x in tensors_of(policy).values()]).all()
+        return (torch.where(finite, kls, torch.nan),)
+
+    call = fused(policy, measure, [*example.leaves(), *reference.values()])
+
+    def measured(batch: Batch) -> tuple[float, float]:
+        update, cumulative = call(*batch.leaves(), *reference.values())[0].tolist()
+        return update, cumulative
+
+    return measured
+
+
+@torch.no_grad()
+def exact_kl(policy: Policy, before: Tensors, batch: Batch) -> float:
+    """KL(π_before ‖ π) in nats, the mean over the live rows, computed in float64 from the tensors of both."""
+
+    def double(x: Tensor) -> Tensor:
+        return x.double() if x.is_floating_point() else x
+
+    rows = batch.map(double)
+    old, new = (
+        lent(policy, {name: double(x) for name, x in own.items()}, lambda: policy.evaluate(rows).distribution)
+        for own in (before, tensors_of(policy))
+    )
+    return masked_mean(old.kl(new), batch.mask).item()
+
+
+def near(kl: float, bound: float) -> bool:
+    """Whether a KL of float32 may lie on the other side of a bound."""
+    return abs(kl - bound) <= NEAR * bound + ROUNDING
+
+
+@torch.no_grad()
+def backtrack(live: Tensors, before: Tensors, kl: float, measure: Callable[[], float], bound: float) -> float:
+    """Take an update back along its own path until `measure()` is within the bound; α, the share of it that is left.
+
+    θ = θ_before + α (θ_after − θ_before) for all floating-point tensors of a policy, its normaliser's moments among
+    them, written into `live`; `kl` is the distance at α = 1. KL grows about with the square of α where steps are
+    short, so the next α is taken from that, and at least half of the one before. Where none of `TRIALS` will do, as
+    where a number is not finite, everything is as before, bit for bit, and α is 0.
+    """
+    after = {name: tensor.clone() for name, tensor in live.items()}
+    alpha, hopeless = 1.0, not all(tensor.isfinite().all() for tensor in after.values())
+    for _ in range(0 if hopeless else TRIALS):
+        alpha *= min(max(AIM * math.sqrt(bound / kl), 0.5), AIM) if math.isfinite(kl) and kl > 0 else 0.5
+        for name, tensor in live.items():
+            if tensor.is_floating_point():
+                tensor.copy_(before[name].lerp(after[name], alpha))
+        kl = measure()
+        if kl <= bound:
+            return alpha
+    for name, tensor in live.items():
+        tensor.copy_(before[name])
+    return 0.0

@@ -21,6 +21,7 @@ from proximo.reduce import masked_mean
 Diagnostics = dict[str, Tensor]
 Formula = Callable[[Evaluation, Batch], tuple[Tensor, Diagnostics]]
 Reducer = Callable[[Tensor, Tensor], Tensor]
+Number = float | Coefficient
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Term:
 
         return Term(total)
 
-    def __mul__(self, coefficient: float | Coefficient) -> Term:
+    def __mul__(self, coefficient: Number) -> Term:
         def scaled(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
             loss, seen = self(evaluation, batch)
             return at(coefficient, batch) * loss, seen
@@ -69,22 +70,14 @@ def per_action(name: str, formula: Formula, reduce: Reducer = masked_mean) -> Te
     return Term(compute)
 
 
-def clip(epsilon: float) -> Term:
-    """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to be minimised.
+def score() -> Term:
+    """The score function's loss −log π(a|s) A (Williams 1992, REINFORCE), whose gradient is the policy gradient.
 
-        −min(r A, clip(r, 1 − ε, 1 + ε) A),   r = π(a|s) / π_old(a|s)
-
-    Reports policy_loss; kl, the estimate (r − 1) − log r of KL(π_old ‖ π) in nats; clip_fraction, the share of
-    actions with |r − 1| > ε.
+    Reports policy_loss.
     """
 
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        log_ratio = torch.where(batch.mask, evaluation.logp - batch.logp, 0)  # of dead rows exp may overflow
-        ratio = log_ratio.exp()
-        clipped = ratio.clamp(1 - epsilon, 1 + epsilon)
-        loss = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
-        outside = ((ratio - 1).abs() > epsilon).to(loss.dtype)
-        return loss, {"kl": (ratio - 1) - log_ratio, "clip_fraction": outside}
+        return -evaluation.logp * batch.advantage, {}
 
     return per_action("policy_loss", formula)
 
@@ -96,11 +89,75 @@ def surrogate() -> Term:
     """
 
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        log_ratio = torch.where(batch.mask, evaluation.logp - batch.logp, 0)
-        ratio = log_ratio.exp()
-        return -ratio * batch.advantage, {"kl": (ratio - 1) - log_ratio}
+        ratio, kl = _ratio(evaluation, batch)
+        return -ratio * batch.advantage, {"kl": kl}
 
     return per_action("policy_loss", formula)
+
+
+def clip(epsilon: Number, high: Number | None = None) -> Term:
+    """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to be minimised.
+
+        −min(r A, clip(r, 1 − ε, 1 + ε) A),   r = π(a|s) / π_old(a|s)
+
+    With `high` the ratio is clipped to [1 − ε, 1 + high] instead (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 10).
+
+    Reports policy_loss; kl, the estimate (r − 1) − log r of KL(π_old ‖ π) in nats; clip_fraction, the share of
+    actions whose ratio lies outside.
+    """
+
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        return _clipped(evaluation, batch, epsilon, high)
+
+    return per_action("policy_loss", formula)
+
+
+def dual_clip(epsilon: Number, bound: Number, high: Number | None = None) -> Term:
+    """Dual-clipped surrogate (Ye et al. 2020, arXiv:1912.09729, eq. 5): a bad action costs no more than `bound` · |A|.
+
+        −max(min(r A, clip(r, 1 − ε, 1 + ε) A), c A)  where A < 0, else as in `clip`;   c > 1
+
+    However large the ratio of a bad action, its gradient is then cut. Reports what `clip` reports.
+    """
+
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        loss, seen = _clipped(evaluation, batch, epsilon, high)
+        most = -at(bound, batch) * batch.advantage
+        return torch.where(batch.advantage < 0, torch.minimum(loss, most), loss), seen
+
+    return per_action("policy_loss", formula)
+
+
+def _ratio(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Tensor]:
+    """r = π(a|s) / π_old(a|s), and the estimate (r − 1) − log r of KL(π_old ‖ π) in nats."""
+    log_ratio = torch.where(batch.mask, evaluation.logp - batch.logp, 0)  # of dead rows exp may overflow
+    ratio = log_ratio.exp()
+    return ratio, (ratio - 1) - log_ratio
+
+
+def _clipped(evaluation: Evaluation, batch: Batch, low: Number, high: Number | None) -> tuple[Tensor, Diagnostics]:
+    below, above = at(low, batch), at(low if high is None else high, batch)
+    ratio, kl = _ratio(evaluation, batch)
+    clipped = ratio.clamp(min=1 - below).clamp(max=1 + above)
+    loss = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
+    outside = ((ratio - 1 > above) | (1 - ratio > below)).to(loss.dtype)
+    return loss, {"kl": kl, "clip_fraction": outside}
+
+
+def fisher_rao() -> Term:
+    """An eighth of the squared Fisher–Rao distance between π_old² and π² (Lascu et al. 2025, arXiv:2506.03757, eq. 16).
+
+        ⅛ FR²(π², π_old²) = ½ ∫ (π(a|s) − π_old(a|s))² da = ½ E[(r − 1)² π_old(a|s)],   a ~ π_old
+
+    since FR²(μ, ν) = 4 ∫ (√μ − √ν)²; the mean over the batch weighs states by how often they were visited. A density
+    has a unit: that of a wide or many-dimensional Gaussian is small, and so is its distance. Reports fisher_rao.
+    """
+
+    def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        ratio, _ = _ratio(evaluation, batch)
+        return 0.5 * (ratio - 1).square() * torch.where(batch.mask, batch.logp, 0).exp(), {}
+
+    return per_action("fisher_rao", formula)
 
 
 def kl_old() -> Term:
@@ -112,11 +169,21 @@ def kl_old() -> Term:
     return per_action("kl_old", formula)
 
 
-def value_error() -> Term:
-    """Half the squared error ½ (V(s) − R)² of the value against `batch.returns`; reports value_loss."""
+def value_error(within: Number | None = None) -> Term:
+    """Half the squared error ½ (V(s) − R)² of the value against `batch.returns`; reports value_loss.
+
+    `within` is PPO's value clipping (OpenAI baselines, ppo2): the error of V kept to `batch.value` ± within counts
+    where it is the larger one, so that nothing is gained by moving further.
+    """
 
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        return 0.5 * (evaluation.value - batch.returns).square(), {}
+        error = (evaluation.value - batch.returns).square()
+        if within is not None:
+            moved, most = evaluation.value - batch.value, at(within, batch)
+            error = torch.maximum(
+                error, (batch.value + moved.clamp(min=-most).clamp(max=most) - batch.returns).square()
+            )
+        return 0.5 * error, {}
 
     return per_action("value_loss", formula)
 

@@ -30,3 +30,28 @@ def gae(
                 if terminated[k, lane] or truncated[k, lane]:
                     break
     return advantage
+
+
+def rewards_to_go(
+    reward: np.ndarray,
+    next_value: np.ndarray,
+    terminated: np.ndarray,
+    truncated: np.ndarray,
+    mask: np.ndarray,
+    gamma: float,
+) -> np.ndarray:
+    """Walk on from each action to where its episode ends or is cut; there, what is left is worth `next_value`."""
+    steps, lanes = reward.shape
+    returns = np.zeros((steps, lanes))
+    for lane in range(lanes):
+        for t in range(steps):
+            weight = 1.0
+            for k in range(t, steps) if mask[t, lane] else ():
+                returns[t, lane] += weight * reward[k, lane]
+                weight *= gamma
+                if terminated[k, lane]:
+                    break
+                if truncated[k, lane] or k == steps - 1:
+                    returns[t, lane] += weight * next_value[k, lane]
+                    break
+    return returns

@@ -77,6 +77,45 @@ def test_train_says_what_it_chose(env: str, preset: str, backend: str, command: 
     assert config["run"]["backend"] == backend
 
 
+@pytest.mark.parametrize(
+    ("algo", "env", "note", "taken"),
+    [
+        (
+            "penalty",
+            "CartPole-v1",
+            "fits the environment",
+            dict(horizon=32, epochs=20, minibatches=1, lr=1e-3, gamma=0.98),
+        ),
+        ("adaptive_lr", "Acrobot-v1", "fits the environment", dict(horizon=256, epochs=4, lr=3e-4, lam=0.94)),
+        ("a2c", "CartPole-v1", "steps, gamma of it, the rest is made for ppo", dict(horizon=5, lr=7e-4, gamma=0.98)),
+        (
+            "reinforce",
+            "MountainCarContinuous-v0",
+            "the rest is made for ppo",
+            dict(lr=1e-2, normalize_observation=True),
+        ),
+    ],
+)
+def test_a_preset_gives_another_algorithm_what_fits_it(algo: str, env: str, note: str, taken: dict[str, Any]) -> None:
+    config, [said] = session.preset_config(env, algo, "auto")
+    settings = config.to_json()
+    assert note in said
+    assert (settings["run"] | settings["algorithm"] | settings["network"]).items() >= taken.items()
+    named, [said] = session.preset_config(env, algo, config.preset)
+    assert named == config
+    assert "as asked" in said
+
+
+def test_another_algorithm_is_trained_and_resumed(command: Command, tmp_path: Path) -> None:
+    words = ["--steps", 640, "--horizon", 16, "--envs", 4, "--eval-episodes", 1, "--seed", 3, "--out", tmp_path / "run"]
+    done = command("train", "CartPole-v1", "--algo", "penalty", *words, "--minibatches", 4, "--target-kl", 0.02)
+    assert done.code == 0, done.err
+    assert settings(tmp_path / "run")["target_kl"] == 0.02
+    assert {row["beta"] for row in rows(tmp_path / "run" / "metrics.jsonl")} >= {1.0}
+    assert all(row["kl_after"] <= 4 * 0.02 for row in rows(tmp_path / "run" / "metrics.jsonl"))
+    assert command("resume", tmp_path / "run", "--steps", 1280, "--quiet").code == 0
+
+
 def test_a_run_without_out_lands_under_runs(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     done = command("train", "CartPole-v1", *FLAGS, "--quiet")
@@ -99,19 +138,24 @@ def test_a_terminal_gets_a_live_panel(command: Command, tmp_path: Path, monkeypa
 # fmt: off
 ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that the preset has
     steps=640, envs=4, seed=7, device="cpu", backend="async", compile="on", checkpoint_every=256, eval_every=320,
-    eval_episodes=2, max_episode_steps=60, threads=2,
-    horizon=16, lr=0.02, anneal_lr=False, gamma=0.9, lam=0.7, clip=0.3, epochs=2, minibatches=4, value_coef=0.6,
-    entropy_coef=0.02, max_grad_norm=0.8, normalize_reward=True,
+    eval_episodes=2, max_episode_steps=60, threads=2, max_kl=0.7, stop_drift=90.0, drift_reference="reference",
+    horizon=16, gamma=0.9, normalize_reward=True, lam=0.7, lr=0.02, anneal_lr=False, max_grad_norm=0.8, epochs=2,
+    minibatches=4, value_coef=0.6, entropy_coef=0.02, clip=0.3, clip_high=0.4, value_clip=0.5, target_kl=1.5,
     hidden=[16, 8], activation="relu", normalize_observation=True, log_std_init=-0.5,
 )
 # fmt: on
 
 
-def test_every_flag_lands_in_the_configuration_and_in_the_run(command: Command, tmp_path: Path) -> None:
+def test_every_flag_lands_in_the_configuration_and_in_the_run(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     owners = (RunConfig, ALGORITHMS["ppo"].Config, Network)
     assert list(ASKED) == [field.name for owner in owners for field in dataclasses.fields(owner)]
     argv = [word for name, value in ASKED.items() for word in flags(name, value)]
     out = tmp_path / "run"
+    monkeypatch.chdir(tmp_path)
+    network = [word for field in dataclasses.fields(Network) for word in flags(field.name, ASKED[field.name])]
+    assert command("train", "CartPole-v1", *FLAGS, *network, "--out", "reference", "--quiet").code == 0
     assert command("train", "CartPole-v1", *argv, "--preset", "discrete", "--out", out, "--quiet").code == 0
     assert settings(out) == ASKED
     preset = session.preset_config("CartPole-v1", "ppo", "discrete")[0].to_json()
@@ -121,6 +165,7 @@ def test_every_flag_lands_in_the_configuration_and_in_the_run(command: Command, 
     assert [row["episodes"] for row in rows(out / "eval.jsonl")] == [2, 2]
     assert max(row["lengths"][0] for row in rows(out / "eval.jsonl")) <= 60
     assert {row["lr"] for row in rows(out / "metrics.jsonl")} == {0.02}
+    assert {row["max_kl"] for row in rows(out / "drift.jsonl")} == {0.7}
 
 
 def test_a_run_folder_holds_what_is_promised(trained: Path) -> None:
@@ -271,10 +316,10 @@ VERBS = {
     "": "train resume eval play plot list profile --debug",
     "train": f"ENV --algo --preset --out --config --quiet --seeds --jobs {SETTINGS}",
     "profile": f"ENV --algo --preset --config --json {SETTINGS}",
-    "resume": "DIR --steps --env --quiet --jobs",
+    "resume": "DIR --steps --env --quiet --jobs --stop-drift",
     "eval": "DIR --episodes --json --env",
     "play": "DIR --video --episodes --env",
-    "plot": "DIR --out",
+    "plot": "DIR --out --drift",
     "list": "--help",
 }
 

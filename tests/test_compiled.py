@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,11 @@ from torch import Tensor
 import proximo
 from proximo import compiler
 from proximo.advantages import standardize
+from proximo.algorithms import ALGORITHMS
 from proximo.batch import Batch
-from proximo.compiler import compiling, fused, rational_tanh
+from proximo.compiler import compiling, fuse, fused
+from proximo.compiler.library import Worker
+from proximo.compiler.worker import rational_tanh
 from proximo.errors import ConfigError, StaleGraph
 from proximo.models.actor_critic import ActorCritic, Network
 from proximo.objectives import Diagnostics, Term, clip, entropy, per_action, value_error
@@ -35,6 +39,7 @@ SPACES = {
     "box": gym.spaces.Box(-2, 3, (2,)),
 }
 OBJECTIVE = clip(0.2) + 0.5 * value_error() - 0.01 * entropy()
+SAME = torch.ones(3)
 needs_compiler = pytest.mark.skipif(compiler.missing() is not None, reason=str(compiler.missing()))
 
 
@@ -57,7 +62,9 @@ def batch_for(policy: ActorCritic, steps: int = 16, lanes: int = 4) -> Batch:
     return batch.replace(logp=logp, advantage=torch.randn(steps, lanes), returns=torch.randn(steps, lanes))
 
 
-def updated(compile: bool, space: gym.Space, objective: Term = OBJECTIVE) -> tuple[Tensor, dict[str, Tensor]]:
+def updated(
+    compile: bool, space: gym.Space, objective: Term = OBJECTIVE, traceable: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
     """The parameters and the report after three updates."""
     policy = policy_for(space)
     optimizer, batch = Adam(policy, lr=3e-3, eps=1e-5), batch_for(policy)
@@ -66,6 +73,7 @@ def updated(compile: bool, space: gym.Space, objective: Term = OBJECTIVE) -> tup
         for _ in range(3):
             report = sgd(policy, optimizer, objective, batch, 2, 4, 0.5, standardize)
     assert bool(optimizer.graphs) == compile
+    assert all((graph.graph is not None) == traceable for graph in optimizer.graphs.values())
     return optimizer.state["vector"].clone(), report
 
 
@@ -79,6 +87,40 @@ def test_an_update_gives_the_same_numbers(name: str) -> None:
     assert told.keys() == said.keys()
     for key, value in told.items():
         torch.testing.assert_close(said[key], value, rtol=1e-4, atol=1e-5)
+
+
+MOVING = {"penalty": "beta", "adaptive_clip": "clip", "adaptive_lr": "lr"}
+
+
+@needs_compiler
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, caplog: pytest.LogCaptureFixture) -> None:
+    """Five updates of one graph, which is audited after the first and the fourth: what moves is seen by it."""
+    short = {name: n for name, n in dict(epochs=3, minibatches=2).items() if hasattr(ALGORITHMS[algo].Config, name)}
+    ends, moved = [], []
+    for compile in (False, True):
+        policy = policy_for(SPACES["box"])
+        algorithm: Any = ALGORITHMS[algo](policy, ALGORITHMS[algo].Config(**short))
+        begin = torch.cat([parameter.detach().reshape(-1).clone() for parameter in policy.parameters()])
+        with compiling(compile), caplog.at_level(logging.WARNING, "proximo"):
+            reports = [algorithm.step(collection_for(policy), 0.1 * update) for update in range(5)]
+        ends.append(torch.cat([parameter.detach().reshape(-1) for parameter in policy.parameters()]))
+        moved = [report[MOVING[algo]] for report in reports if algo in MOVING]
+    assert [record.message for record in caplog.records if record.name == "proximo"] == []
+    assert len(algorithm.optimizer.graphs) == 1
+    assert len(set(moved)) > 2 or algo not in MOVING
+    assert (ends[0] - begin).abs().max() > 1e-3
+    torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
+
+
+@torch.no_grad()
+def collection_for(policy: ActorCritic) -> Batch:
+    """The same observations each time, and what this policy does there."""
+    batch = batch_for(policy)
+    opinion, last = policy.evaluate(batch), torch.zeros(1, 4)
+    flags = {name: torch.zeros_like(batch.mask) for name in ("terminated", "truncated", "start")}
+    columns = dict(value=opinion.value, next_value=torch.cat([opinion.value[1:], last]), logp=opinion.logp)
+    return batch.replace(**flags, **columns, reward=batch.action[..., 0].sin())
 
 
 @needs_compiler
@@ -237,9 +279,47 @@ def asks_for_a_number() -> Term:
 def test_what_cannot_be_traced_runs_uncompiled_and_says_so_once(caplog: pytest.LogCaptureFixture) -> None:
     objective = asks_for_a_number()
     with caplog.at_level(logging.WARNING, "proximo"):
-        (one, _), (other, _) = updated(False, SPACES["box"], objective), updated(True, SPACES["box"], objective)
+        (one, _), (other, _) = (
+            updated(False, SPACES["box"], objective),
+            updated(True, SPACES["box"], objective, traceable=False),
+        )
     assert torch.equal(one, other)
     assert [("cannot be compiled" in record.message) for record in caplog.records] == [True]
+
+
+@needs_compiler
+def test_a_tensor_that_a_function_closes_over_is_used_where_it_is() -> None:
+    scale, x = torch.tensor(2.0), torch.randn(3)
+    with compiling(True):
+        call = fuse(lambda x: (x * scale, x[0], torch.tensor([1.0, 2.0])), [x])
+        assert call is not None
+        product, first, constant = call(x)
+        assert torch.equal(product, 2 * x)
+        assert torch.equal(constant, torch.tensor([1.0, 2.0]))
+        scale.fill_(3.0)
+        assert torch.equal(call(x)[0], 3 * x)
+        x.zero_()
+        assert first != 0, "a result is no view of an argument"
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: (x[x > 0],), lambda x: (x.nonzero(),), lambda x: (x * x.sum().item(),), lambda x: (SAME + x,)],
+)
+def test_what_depends_on_numbers_is_not_compiled(function: Any) -> None:
+    with compiling(True):
+        assert fuse(function, [SAME]) is None
+
+
+@needs_compiler
+def test_a_compiling_process_that_dies_is_started_again() -> None:
+    with compiling(True):
+        for number in (0.25, 0.75):
+            assert fuse(lambda x, number=number: (x + number + time.time(),), [torch.ones(2)]) is not None
+            assert Worker.running is not None
+            Worker.running.process.kill()
+            Worker.running.process.wait()
 
 
 @needs_compiler

@@ -13,7 +13,7 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Normal as TorchNormal
 from torch.distributions import kl_divergence
 
-from proximo.advantages import explained_variance, gae, standardize
+from proximo.advantages import explained_variance, gae, monte_carlo, standardize
 from proximo.batch import Batch
 from proximo.coefficients import linear
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical, gumbel, head_for, logistic
@@ -26,7 +26,7 @@ from tests import reference
 
 @settings(max_examples=1000, deadline=None)
 @given(seed=st.integers(0, 2**32 - 1), steps=st.integers(1, 12), lanes=st.integers(1, 4), data=st.data())
-def test_gae_agrees_with_the_reference_for_every_pattern_of_ends(
+def test_gae_and_monte_carlo_agree_with_the_references_for_every_pattern_of_ends(
     seed: int, steps: int, lanes: int, data: st.DataObject
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -47,6 +47,11 @@ def test_gae_agrees_with_the_reference_for_every_pattern_of_ends(
     want = reference.gae(reward, value, next_value, terminated, truncated, mask, gamma, lam)
     np.testing.assert_allclose(got.advantage.numpy(), want, rtol=1e-10, atol=1e-10)
     np.testing.assert_allclose(got.returns.numpy(), want + value, rtol=1e-10, atol=1e-10)
+    want = reference.rewards_to_go(reward, next_value, terminated, truncated, mask, gamma)
+    with_baseline, without = (monte_carlo(batch, gamma, baseline) for baseline in (True, False))
+    np.testing.assert_allclose(without.returns.numpy(), want, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(without.advantage.numpy(), want, rtol=1e-10, atol=1e-10)
+    np.testing.assert_allclose(with_baseline.advantage.numpy(), (want - value) * mask, rtol=1e-10, atol=1e-10)
 
 
 def test_gae_by_hand() -> None:

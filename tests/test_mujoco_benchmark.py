@@ -38,11 +38,11 @@ def test_the_plan_is_what_was_asked_for() -> None:
 
 
 def test_what_is_worth_most_comes_first() -> None:
-    groups = [next(g for g in (plan.PPO, plan.OTHERS, plan.ABLATION) if job.setting in g) for job in plan.jobs([])]
-    assert [g for i, g in enumerate(groups) if i == 0 or g != groups[i - 1]] == [plan.PPO, plan.OTHERS, plan.ABLATION]
-    for group in (plan.PPO, plan.OTHERS, plan.ABLATION):
-        seeds = [job.seed for job in plan.jobs([]) if job.setting in group]
-        assert seeds == sorted(seeds)
+    """Every seed of all before the next; within a seed PPO, then the other algorithms, then the ablation."""
+    groups = (plan.PPO, plan.OTHERS, plan.ABLATION)
+    worth = [(job.seed, next(i for i, g in enumerate(groups) if job.setting in g)) for job in plan.jobs([])]
+    assert worth == sorted(worth)
+    assert {seed for seed, _ in worth} == {0, 1, 2, 3, 4}
 
 
 def test_only_names_settings_and_tasks() -> None:

@@ -14,7 +14,7 @@ import pytest
 from proximo.run.checkpoint import all_of, load
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_a_signal_to_the_group_finishes_the_update_and_saves(tmp_path: Path, number: signal.Signals, code: int) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-m", "proximo", "train", "CartPole-v1", "--backend", "async", "--envs", "4"]

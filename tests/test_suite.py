@@ -15,9 +15,15 @@ from proximo.errors import ConfigError
 from proximo.run.checkpoint import all_of
 from tests.toys import Recall, RecallContinuous
 
-SMALL: dict[str, dict[str, Any]] = {
-    "ppo": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3),
-    "recompute": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3),
+PASSES = dict(horizon=32, epochs=4, minibatches=4, lr=3e-3)
+SMALL: dict[str, dict[str, Any]] = dict.fromkeys(ALGORITHMS, PASSES)
+SMALL |= {
+    "reinforce": dict(horizon=32, lr=1e-2),
+    "a2c": dict(horizon=32, lr=3e-3),
+    "unconstrained": dict(horizon=32, epochs=4, minibatches=4, lr=1e-3),  # nothing holds it
+    "natural": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5),
+    "trpo": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5),
+    "reuse": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, rollouts=3),
 }
 QUIET = dict(quiet=True, eval_every=0, eval_episodes=50, envs=4)
 both = pytest.mark.parametrize("env", [Recall, RecallContinuous])

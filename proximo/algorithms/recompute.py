@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
 from proximo.advantages import explained_variance, gae, revalue, standardize
-from proximo.algorithms.ppo import PPOConfig
+from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
+from proximo.checks import check
 from proximo.coefficients import linear
 from proximo.models.normalize import RewardScale
 from proximo.objectives import clip, entropy, value_error
@@ -17,12 +20,24 @@ from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd
 
 
+@dataclass(frozen=True)
+class RecomputeConfig(Proximal):
+    """Its own number is PPO's."""
+
+    clip: float = 0.2
+    """ε: how far the ratio may move before its gradient is cut."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, positive=("clip",))
+
+
 class RecomputePPO:
     """As PPO, but in every pass the critic's latest values make the advantages and the returns it learns."""
 
-    Config = PPOConfig
+    Config = RecomputeConfig
 
-    def __init__(self, policy: Policy, config: PPOConfig) -> None:
+    def __init__(self, policy: Policy, config: RecomputeConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, eps=1e-5)
         self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()

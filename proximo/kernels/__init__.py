@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import getpass
 import hashlib
 import logging
 import os
+import platform
 import shutil
 import subprocess
 import tempfile
@@ -35,17 +37,25 @@ def product_op() -> Any:
 
 @cache
 def loaded() -> Any:
-    if torch.backends.cpu.get_cpu_capability() != "AVX512" or made_by_intel():
-        return None
-    try:
-        ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)  # graphs find the kernel by its name
-    except (OSError, subprocess.CalledProcessError) as error:
-        log.warning("the product kernel cannot be built, torch's own is used: %s", error)
+    if not load():
         return None
     torch.library.define("proximo::product", "(Tensor a, Tensor b) -> Tensor")
     torch.library.impl("proximo::product", "cpu", torch.mm)
     torch.library.register_fake("proximo::product", torch.mm)
     return torch.ops.proximo.product.default
+
+
+@cache
+def load() -> bool:
+    """Load the kernel, for graphs to find it by its name; False where it is not for this processor."""
+    if torch.backends.cpu.get_cpu_capability() != "AVX512" or made_by_intel():
+        return False
+    try:
+        ctypes.CDLL(str(built()), mode=ctypes.RTLD_GLOBAL)
+    except (OSError, subprocess.CalledProcessError) as error:
+        log.warning("the product kernel cannot be built, torch's own is used: %s", error)
+        return False
+    return True
 
 
 def made_by_intel() -> bool:
@@ -55,21 +65,37 @@ def made_by_intel() -> bool:
         return True
 
 
-def built() -> Path:
-    """The library, compiled into Inductor's cache unless it is there."""
-    from torch._inductor.runtime.cache_dir_utils import cache_dir
+def processor() -> str:
+    """The processor's features, for what is compiled for it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), platform.processor())
 
-    root = Path(torch.__file__).parent
-    words = [shutil.which("g++") or "c++", "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
-    words += [f"-I{root / 'include'}", str(SOURCE), f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
-    flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags")]
-    made_for = " ".join([*words, torch.__version__, *flags[:1]])
-    key = hashlib.sha256(SOURCE.read_bytes() + made_for.encode()).hexdigest()[:16]
-    folder = Path(cache_dir())
-    library = folder / f"proximo-product-{key}.so"
+
+def library_folder() -> Path:
+    """Where compiled code is kept: Inductor's cache. OSError if others than this user could have written there."""
+    try:
+        user = getpass.getuser()
+    except (KeyError, OSError):
+        user = str(os.getuid())
+    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{user}")
     folder.mkdir(parents=True, exist_ok=True)
     if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
         raise OSError(f"{folder} is not this user's alone, and code is loaded from it")
+    return folder
+
+
+def built() -> Path:
+    """The library, compiled unless it is there."""
+    root = Path(torch.__file__).parent
+    words = [shutil.which("g++") or "c++", "-O3", "-march=native", "-std=c++17", "-shared", "-fPIC"]
+    words += [f"-I{root / 'include'}", str(SOURCE), f"-L{root / 'lib'}", "-ltorch_cpu", f"-Wl,-rpath,{root / 'lib'}"]
+    made_for = " ".join([*words, torch.__version__, processor()])
+    key = hashlib.sha256(SOURCE.read_bytes() + made_for.encode()).hexdigest()[:16]
+    folder = library_folder()
+    library = folder / f"proximo-product-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             made = Path(aside) / library.name

@@ -61,13 +61,13 @@ class ActorCritic(nn.Module):
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
         super().__init__()
-        features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
-        self.normalizer = Normalizer(features) if network.normalize_observation else nn.Identity()
+        self.features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
+        self.normalizer = Normalizer(self.features) if network.normalize_observation else nn.Identity()
         self.head: Any = head_for(action_space)
         if isinstance(self.head, GaussianHead):
             nn.init.constant_(self.head.log_std, network.log_std_init)
-        self.actor = tower((features, *network.hidden, self.head.outputs), activation, gain=0.01)
-        self.critic = tower((features, *network.hidden, 1), activation, gain=1.0)
+        self.actor = tower((self.features, *network.hidden, self.head.outputs), activation, gain=0.01)
+        self.critic = tower((self.features, *network.hidden, 1), activation, gain=1.0)
 
     @property
     def device(self) -> torch.device:
@@ -91,6 +91,15 @@ class ActorCritic(nn.Module):
         features = self.normalizer(batch.observation)
         distribution = self.head(self.actor(features))
         return Evaluation(distribution.logp(batch.action), self.critic(features).squeeze(-1), distribution)
+
+    def blank(self, *shape: int) -> Batch:
+        """A batch of dead rows [*shape], with the columns that a source collects for this policy, all zero."""
+        observation = torch.zeros(*shape, self.features, device=self.device)
+        number = torch.zeros(shape, device=self.device)
+        numbers = dict.fromkeys(("reward", "logp", "value", "next_value"), number)
+        flags = dict.fromkeys(("mask", "start", "terminated", "truncated"), number.bool())
+        action = torch.zeros_like(self.act(observation, None))
+        return Batch(observation=observation, action=action, **numbers, **flags)
 
     def observe(self, batch: Batch) -> None:
         if isinstance(self.normalizer, Normalizer):

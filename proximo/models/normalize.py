@@ -10,16 +10,20 @@ from proximo.reduce import discounted_sum
 
 
 class RunningMoments(nn.Module):
-    """Mean and variance of all rows seen, per feature, in float64 (Chan, Golub & LeVeque 1979, parallel update)."""
+    """Mean and variance of all rows seen, per feature, in float64 (Chan, Golub & LeVeque 1979, parallel update).
+
+    Kept as mean, variance and count, which are 0, 1 and 0 before anything was seen: so every point on the line between
+    two states is a state too, and the way from one to the other has no jump (`drift.backtrack` goes it).
+    """
 
     mean: Tensor
-    square_sum: Tensor
+    variance: Tensor
     count: Tensor
 
     def __init__(self, features: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(features, dtype=torch.float64))
-        self.register_buffer("square_sum", torch.zeros(features, dtype=torch.float64))
+        self.register_buffer("variance", torch.ones(features, dtype=torch.float64))
         self.register_buffer("count", torch.zeros((), dtype=torch.float64))
 
     @torch.no_grad()
@@ -29,16 +33,15 @@ class RunningMoments(nn.Module):
         if not len(rows):
             return
         new_mean = rows.mean(0)
-        total = self.count + len(rows)
-        difference = new_mean - self.mean
-        self.square_sum += (rows - new_mean).square().sum(0) + difference.square() * self.count * len(rows) / total
-        self.mean += difference * len(rows) / total
-        self.count.copy_(total)
+        self.count += len(rows)
+        share = len(rows) / self.count
+        self.variance.lerp_((rows - new_mean).square().mean(0), share)
+        self.variance += (new_mean - self.mean).square() * share * (1 - share)
+        self.mean.lerp_(new_mean, share)
 
     def std(self) -> Tensor:
         """Standard deviation [features]; 1 before anything was seen."""
-        variance = self.square_sum / self.count.clamp(min=1)
-        return torch.where(self.count > 0, (variance + 1e-8).sqrt(), 1.0)
+        return torch.where(self.count > 0, (self.variance + 1e-8).sqrt(), 1.0)
 
 
 class Normalizer(nn.Module):

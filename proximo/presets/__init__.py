@@ -8,16 +8,18 @@ from proximo.errors import unknown
 from proximo.presets.control import CONTROL
 from proximo.presets.mujoco import PAPERS
 from proximo.presets.preset import Preset
+from proximo.presets.trust import TRUST
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *PAPERS)}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *PAPERS, *TRUST)}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:
-    """The preset whose environments include this id, else the one for its kind of action."""
-    for preset in PRESETS.values():
-        if preset.algo == algo and env.startswith(preset.fits):
-            return preset
-    return PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
+    """The preset for this environment, rather one made for the algorithm; else that for its kind of action."""
+    fitting = [preset for preset in PRESETS.values() if env.startswith(preset.fits)]
+    made_for_it = [preset for preset in fitting if algo in preset.algos]
+    of_the_task = [preset for preset in fitting if "" not in preset.fits]
+    chosen = made_for_it or of_the_task
+    return chosen[0] if chosen else PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
 
 
 def preset_named(name: str) -> Preset:

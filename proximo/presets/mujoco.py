@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from proximo.presets.preset import Preset
+from proximo.presets.preset import PROXIMAL, Preset
 
 PAPER: dict[str, Any] = dict(
     steps=1_000_000, envs=1, horizon=2048, epochs=10, minibatches=32, lr=3e-4, gamma=0.99, lam=0.95,
@@ -35,11 +35,11 @@ TUNED: dict[str, Any] = dict(
 )  # fmt: skip
 SWIMMER = TUNED | dict(envs=1, horizon=2048, gamma=0.9999, log_std_init=0.0, anneal_lr=False)
 
+RECOMPUTE = ("recompute", *PROXIMAL)  # made for the first
+NEEDS = "tuned, with what Swimmer needs (RL Baselines3 Zoo, ppo.yml, Swimmer-v3)"
+
 PAPERS = (
     Preset("paper", "Schulman et al. 2017, table 3, and OpenAI Baselines' ppo1, which it was run with", (), PAPER),
-    Preset("tuned", "one setting for all of MuJoCo, after Tianshou's examples/mujoco", (), TUNED, "recompute"),
-    Preset(
-        "tuned-swimmer", "tuned, with what Swimmer needs (RL Baselines3 Zoo, ppo.yml, Swimmer-v3)", (), SWIMMER,
-        "recompute",
-    ),
-)  # fmt: skip
+    Preset("tuned", "one setting for all of MuJoCo, after Tianshou's examples/mujoco", (), TUNED, RECOMPUTE),
+    Preset("tuned-swimmer", NEEDS, (), SWIMMER, RECOMPUTE),
+)

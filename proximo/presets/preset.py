@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
+
+PROXIMAL = (
+    "ppo", "penalty", "fixed_kl", "unconstrained", "dual_clip", "adaptive_clip", "adaptive_lr", "fisher_rao", "reuse",
+)  # fmt: skip
+
+# Settings that say something of the task, whatever learns it.
+TASK = ("steps", "max_episode_steps", "gamma", "normalize_observation", "normalize_reward")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Settings for one algorithm on the environments it names."""
+    """Settings for some algorithms on the environments it names; for any other algorithm, what the task asks for."""
 
     name: str
     source: str
     fits: tuple[str, ...]  # beginnings of environment ids
     settings: dict[str, Any]
-    algo: str = "ppo"
+    algos: tuple[str, ...] = PROXIMAL
+
+    def settings_for(self, algo: str, known: Collection[str]) -> dict[str, Any]:
+        """What an algorithm with these settings takes from it: all that it knows, or of the task alone."""
+        names = self.settings if algo in self.algos else TASK
+        return {name: value for name, value in self.settings.items() if name in names and name in known}

@@ -7,6 +7,7 @@ import sys
 import gymnasium as gym
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from proximo.algorithms import ALGORITHMS
 from proximo.presets import PRESETS
@@ -16,7 +17,7 @@ from proximo.sources.envpool import envpool_ids
 
 def show(console: Console) -> None:
     """Print all of it."""
-    papers = {name: (sys.modules[cls.__module__].__doc__ or "").strip() for name, cls in ALGORITHMS.items()}
+    papers = {name: (sys.modules[cls.__module__].__doc__ or "").split("\n")[0] for name, cls in ALGORITHMS.items()}
     for title, rows in (
         ("algorithms", list(papers.items())),
         ("presets", [(p.name, f"{', '.join(p.fits) or 'any'} — {p.source}") for p in PRESETS.values()]),
@@ -24,7 +25,7 @@ def show(console: Console) -> None:
     ):
         table = Table.grid(padding=(0, 2))
         for row in rows:
-            table.add_row("", *row)
+            table.add_row("", *map(Text, row))
         console.print(f"[bold]{title}[/]", table)
     pooled = set(envpool_ids())
     for title, names in (("", set(gym.registry)), (" that EnvPool has too", set(gym.registry) & pooled)):

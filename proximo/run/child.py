@@ -19,6 +19,7 @@ from typing import IO
 from proximo.errors import CheckpointError, ProximoError
 from proximo.run import checkpoint, folder
 from proximo.run.config import Resolved, as_float
+from proximo.run.ledger import beyond
 from proximo.run.seeds_panel import Row
 
 SAID = 2**14  # bytes; the end of what a failed run said
@@ -35,6 +36,7 @@ class Child(Row):
     config: Resolved
     process: subprocess.Popen[bytes] | None = None
     said: IO[bytes] | None = None  # its stderr
+    strayed: bool = False  # it ended where its policy drifted further than it may
 
     def start(self, words: Sequence[str]) -> None:
         """Train it in a process of its own, out of reach of the terminal's Ctrl-C."""
@@ -91,9 +93,10 @@ class Child(Row):
             saved = None if checkpoint.none_yet(self.folder) else checkpoint.latest(self.folder, say)
             self.step = 0 if saved is None else saved.number("step", int)
             rows = folder.read_rows(self.folder / folder.EVALS)
+            self.strayed = saved is not None and beyond(saved.state.get("ledger.drift"), self.config.run)
         except CheckpointError:  # resuming will tell
-            self.step, rows = 0, []
-        if self.config.complete(self.step):
+            self.step, rows, self.strayed = 0, [], False
+        if self.config.complete(self.step) or self.strayed:
             self.state, self.total = "done", self.step
             self.score = finite(rows[-1].get("return_mean")) if rows and rows[-1]["step"] == self.step else None
 

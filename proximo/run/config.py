@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import numbers
+import os
 import types
 import typing
 from dataclasses import dataclass, field
@@ -65,6 +66,12 @@ class RunConfig:
     """Truncate episodes after this many steps (for environments that never end)."""
     threads: int = 1
     """Threads torch computes with; small networks lose by a second one."""
+    max_kl: float | None = None
+    """Most that an update may change the policy: KL(old ‖ new) on its batch, nats; a longer one is cut or undone."""
+    stop_drift: float | None = None
+    """End the run where KL(reference ‖ policy), nats, on the last batch exceeds this."""
+    drift_reference: str | None = None
+    """A run's or checkpoint's folder: the policy that drift is measured from; by default the one the run began with."""
 
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
@@ -74,6 +81,12 @@ class RunConfig:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at most {most}")
         if self.max_episode_steps is not None:
             check(self, at_least_one=("max_episode_steps",))
+        check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
+
+    @property
+    def measures_drift(self) -> bool:
+        """Whether every update is measured, and drift.jsonl written."""
+        return any(asked is not None for asked in (self.max_kl, self.stop_drift, self.drift_reference))
 
 
 @dataclass(frozen=True)
@@ -123,18 +136,23 @@ class Resolved:
 
 def resolved(env: str, algo: str, preset: str, settings: dict[str, Any], registered: bool = True) -> Resolved:
     """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
-    config = algorithm_named(algo).Config
-    owners = {f.name: owner for owner in (RunConfig, config, Network) for f in dataclasses.fields(owner)}
+    owners = known_settings(algo)
     for name in settings:
         if name not in owners:
             if name in ELSEWHERE:
                 raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
             raise unknown("setting", name, owners)
-    made = {
-        owner: _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
-        for owner in (RunConfig, config, Network)
-    }
-    return Resolved(env, algo, preset, made[RunConfig], made[config], made[Network], registered)
+    run, algorithm, network = (
+        _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
+        for owner in (RunConfig, algorithm_named(algo).Config, Network)
+    )
+    return Resolved(env, algo, preset, run, algorithm, network, registered)
+
+
+def known_settings(algo: str) -> dict[str, type]:
+    """Every setting of a run of this algorithm, and the dataclass that owns it."""
+    owners = (RunConfig, algorithm_named(algo).Config, Network)
+    return {field.name: owner for owner in owners for field in dataclasses.fields(owner)}
 
 
 def changed(run: RunConfig, **changes: Any) -> RunConfig:
@@ -169,14 +187,20 @@ def _built(owner: type[Any], settings: Any) -> Any:
             raise unknown("setting", str(name), hints)
         if isinstance(value, list):
             value = tuple(value)
+        if isinstance(value, os.PathLike):
+            value = os.fspath(value)
         if isinstance(value, numbers.Integral) and not isinstance(value, bool):
             value = int(value)  # NumPy's too
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and hints[name] is float:
+        if isinstance(value, numbers.Real) and not isinstance(value, bool) and takes_float(hints[name]):
             value = as_float(value)
         if not _fits(value, hints[name]):
             raise ConfigError(f"{name} is {value!r}: it must be {_described(hints[name])}")
         values[name] = value
     return owner(**values)
+
+
+def takes_float(hint: Any) -> bool:
+    return float in (hint, *typing.get_args(hint))
 
 
 def as_float(value: Any) -> float:

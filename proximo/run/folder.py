@@ -19,7 +19,7 @@ from proximo.run.files import parse_json, read_bytes, read_json, replace_durably
 
 LOG_LIMIT = 2**30  # bytes
 TAIL = 2**14  # bytes; far more than a row of metrics
-CONFIG, METRICS, EVALS, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "curve.png"
+CONFIG, METRICS, EVALS, DRIFT, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "drift.jsonl", "curve.png"
 
 
 def new_folder(out: str | Path | None, config: Resolved, seeds: Sequence[int] = ()) -> Path:
@@ -131,6 +131,8 @@ def last_row(path: Path) -> dict[str, Any] | None:
 
 def rewind(path: Path, step: int) -> None:
     """Drop what was logged after `step`: a resumed run will log it again."""
-    for name in (METRICS, EVALS):
+    for name in (METRICS, EVALS, DRIFT):
+        if not os.path.lexists(path / name):
+            continue
         kept = [row for row in read_rows(path / name) if row["step"] <= step]
         replace_durably(path / name, "".join(json.dumps(row) + "\n" for row in kept).encode())

@@ -1,4 +1,4 @@
-"""Where metrics go: metrics.jsonl, eval.jsonl and TensorBoard events."""
+"""Where metrics go: metrics.jsonl, eval.jsonl, drift.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from proximo.errors import RunFolderError
-from proximo.run.folder import EVALS, METRICS
+from proximo.run.folder import DRIFT, EVALS, METRICS
 
 
 class RunLog:
@@ -24,7 +24,7 @@ class RunLog:
 
         proto: Any = vars(event_pb2) | vars(summary_pb2)  # made as they are imported: no type checker knows them
         self.event, self.summary, session = proto["Event"], proto["Summary"], proto["SessionLog"]
-        self.folder = folder
+        self.folder, self.drift_file = folder, cast(IO[str] | None, None)
         with self.writing():
             self.metrics_file = (folder / METRICS).open("a", buffering=1)
             self.evals_file = (folder / EVALS).open("a", buffering=1)
@@ -45,6 +45,13 @@ class RunLog:
             self.evals_file.write(json.dumps(row) + "\n")
             self.show("eval", row["step"], {name: row[name] for name in ("return_mean", "length_mean")})
 
+    def drift(self, row: dict[str, Any]) -> None:
+        """Write how an update was held to its bound; the file is there in runs that measure it."""
+        with self.writing():
+            if self.drift_file is None:
+                self.drift_file = (self.folder / DRIFT).open("a", buffering=1)
+            self.drift_file.write(json.dumps({name: finite(value) for name, value in row.items()}) + "\n")
+
     def show(self, group: str, step: int, row: dict[str, Any]) -> None:
         """Numbers for TensorBoard, all in one event."""
         said = [(f"{group}/{name}", number) for name, number in row.items() if number is not None]
@@ -55,6 +62,8 @@ class RunLog:
         with self.writing():
             self.metrics_file.close()
             self.evals_file.close()
+            if self.drift_file is not None:
+                self.drift_file.close()
             self.events.close()
 
     @contextmanager

@@ -50,8 +50,11 @@ def cycle(run: Run, guard: Guard, log: RunLog, reporter: Reporter) -> None:
     with guard.kept():
         batch = run.source.collect(run.policy)
         report = run.algorithm.step(batch, run.step / c.steps)
-    run.policy.observe(batch)
+        run.policy.observe(batch)
+        held = None if run.ledger is None else run.ledger.settle(batch, guard.live, guard.before)
     run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
+    if held is not None:
+        log.drift({"step": run.step, "update": run.update, **held})
     record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
 
 

@@ -1,4 +1,4 @@
-"""Learning curves: one line a setting, a band where it was run with several seeds."""
+"""Learning curves: one line a setting, a band where it was run with several seeds; and how far policies moved."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from proximo.errors import ConfigError, RunFolderError
 from proximo.run.files import replace_durably
-from proximo.run.folder import EVALS, METRICS, read_config, read_rows, seed_folders
+from proximo.run.folder import DRIFT, EVALS, METRICS, read_config, read_rows, seed_folders
 
+STEPS = "environment steps"
 MOST_SHOWN = 3  # differing settings in a legend's line
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 
@@ -26,11 +26,9 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     The line is the mean over seeds, the band their smallest and largest; points are evaluations. A folder of several
     seeds stands for those of them in which an episode has ended.
     """
-    if not folders:
-        raise RunFolderError("which runs? for example: proximo plot runs/* --out curves.png")
-    runs = [run for path in folders for run in (seed_folders(path) or [path]) if run == path or has_curve(run)]
+    runs = [run for path in some(folders) for run in (seed_folders(path) or [path]) if run == path or has_curve(run)]
     grouped = groups(runs)
-    figure = Figure(figsize=(8, 4.5), dpi=120, layout="constrained")
+    figure = blank(4.5)
     axes = figure.add_subplot()
     if not any(has_curve(folder) for folder in runs):
         raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
@@ -47,11 +45,75 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, **look)
         for folder in group:
             axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
-    axes.set(xlabel="environment steps", ylabel="return (mean of the last 100 episodes)")
     axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations, deterministic)", fontsize=10)
+    along(axes, STEPS, "return (mean of the last 100 episodes)")
+    axes.legend(loc="best", fontsize=8)
+    write(figure, out)
+
+
+def plot_drift(folders: Sequence[Path], out: Path) -> None:
+    """Draw from drift.jsonl how far each update moved the policy, and how far it is from where drift is measured.
+
+    A line is a run. Points are updates as they were asked for, where the bound cut or undid them.
+    """
+    runs = [run for path in some(folders) for run in (seed_folders(path) or [path])]
+    ledgers = {run: rows for run in runs if read_config(run) and (rows := read_rows(run / DRIFT))}
+    if not ledgers:
+        advice = "train with --max-kl, --stop-drift or --drift-reference"
+        raise RunFolderError(f"no drift was measured in {', '.join(map(str, folders))}: {advice}")
+    configs = [read_config(run) for run in ledgers]
+    differing = differences([config.to_json() for config in configs])
+    figure = blank(6.5)
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for number, (config, rows) in enumerate(zip(configs, ledgers.values(), strict=True)):
+        look: dict[str, Any] = {"color": f"C{number}"}
+        label = " · ".join([config.env, config.algo, *differing[number], f"seed {config.run.seed}"])
+        steps = column(rows, "step")
+        upper.plot(steps, column(rows, "kl"), linewidth=1, label=label, **look)
+        cut = column(rows, "alpha") < 1
+        upper.plot(steps[cut], column(rows, "kl_asked")[cut], ".", markersize=4, alpha=0.6, **look)
+        lower.plot(steps, column(rows, "drift"), **look)
+        for axes, limit in ((upper, config.run.max_kl), (lower, config.run.stop_drift)):
+            if limit is not None:
+                axes.axhline(limit, linestyle="--", linewidth=1, **look)
+    upper.set_yscale("log", nonpositive="mask")
+    upper.set_title("each update   (points: as asked, where the bound cut it; dashed: limits)", fontsize=10)
+    lower.set_title("drift from the first policy, or from the reference that was named", fontsize=10)
+    along(upper, "", "KL(old ‖ new), nats")
+    along(lower, STEPS, "KL(reference ‖ policy), nats")
+    figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
+    write(figure, out)
+
+
+def some(folders: Sequence[Path]) -> Sequence[Path]:
+    """At least one."""
+    if not folders:
+        raise RunFolderError("which runs? for example: proximo plot runs/* --out curves.png")
+    return folders
+
+
+def column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
+    """One number a row; NaN where there is none."""
+    values = [row.get(name) for row in rows]
+    return np.array([value if isinstance(value, int | float) else np.nan for value in values], float)
+
+
+def along(axes: Any, xlabel: str, ylabel: str) -> None:
+    """Steps along the bottom, and a grid."""
+    axes.set(xlabel=xlabel, ylabel=ylabel)
     axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
     axes.grid(alpha=0.3)
-    axes.legend(loc="best", fontsize=8)
+
+
+def blank(height: float) -> Any:
+    """A figure. What draws it is a third of the memory and time that importing us would take."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(8, height), dpi=120, layout="constrained")
+
+
+def write(figure: Any, out: Path) -> None:
+    """Save a picture, whole or not at all; ConfigError where it cannot be written."""
     picture = io.BytesIO()
     try:
         figure.savefig(picture, format=out.suffix.removeprefix(".") or "png")

@@ -11,10 +11,11 @@ from torch import Tensor
 from proximo.algorithms import Algorithm
 from proximo.errors import CheckpointError
 from proximo.models.actor_critic import ActorCritic
-from proximo.run import checkpoint
+from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved
 from proximo.run.evaluate import Score
+from proximo.run.ledger import Ledger
 from proximo.sources.backends import MakeEnv
 from proximo.sources.envs import EnvSource
 from proximo.sources.tensors import TensorSource
@@ -31,6 +32,7 @@ class Run:
     algorithm: Algorithm
     source: EnvSource | TensorSource
     make_one: MakeEnv | None  # for evaluation; None where only a vector environment is at hand
+    ledger: Ledger | None = None  # of drift, where the run asks for one
     step: int = 0
     update: int = 0
     seconds: float = 0.0
@@ -48,13 +50,40 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """No whole rollout fits into the steps that are left."""
-        return self.config.complete(self.step)
+        """No whole rollout fits into the steps that are left, or the policy strayed."""
+        return self.config.complete(self.step) or self.strayed is not None
+
+    @property
+    def strayed(self) -> str | None:
+        """What happened, where the policy drifted further than `stop_drift`; else None."""
+        if self.ledger is None or not self.ledger.strayed:
+            return None
+        drift, limit = self.ledger.drift.item(), self.config.run.stop_drift
+        advice = f"`proximo resume {self.folder} --stop-drift X` goes on until it exceeds X"
+        return f"stopped at step {self.step:,}, saved: drift {drift:.3g} exceeds stop_drift {limit:g}; {advice}"
+
+    def summary(self) -> list[str]:
+        """What the command says at the end."""
+        s = self.score
+        lines = ["score  –" if s is None else f"score  {s.mean:.1f} ± {s.std:.1f} over {len(s.returns)} episodes"]
+        if self.interrupted and not self.finished:
+            lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
+        elif self.strayed is not None:
+            lines = [self.strayed, *lines]
+        if (self.folder / folder.CURVE).exists():
+            lines += [f"curve  {self.folder / folder.CURVE}"]
+        return [*lines, f"folder {self.folder}"]
+
+    @property
+    def code(self) -> int:
+        """The exit code: ending where it strayed is what it was asked to do."""
+        return 128 + self.interrupted if self.interrupted else 0
 
 
 def state_of(run: Run) -> dict[str, Tensor]:
     """Every tensor of the run but the policy's."""
-    return live_tensors(algorithm=run.algorithm, source=run.source)
+    ledger = {} if run.ledger is None else {"ledger": run.ledger}
+    return live_tensors(algorithm=run.algorithm, source=run.source, **ledger)
 
 
 def save(run: Run) -> Path:

@@ -22,6 +22,7 @@ from proximo.errors import ConfigError, RunFolderError
 from proximo.run import folder, session
 from proximo.run.child import Child
 from proximo.run.config import Resolved, changed
+from proximo.run.loading import agent_of, reference_of
 from proximo.run.plot import has_curve, plot_runs
 from proximo.run.seeds_panel import SeedsReporter, number, seeds_reporter
 from proximo.run.signals import Interrupts
@@ -57,6 +58,9 @@ class Series:
             how = "stopped, saved" if self.interrupted else "not complete"
             resume = " ".join(["proximo resume", str(self.folder), *self.again])
             lines += [f"{how}: {len(done)} of {len(self.seeds)} seeds are done; `{resume}` goes on"]
+        if strayed := [f"seed-{seed.seed}" for seed in done if seed.strayed]:
+            advice = f"`proximo resume {self.folder} --stop-drift X` goes on until they exceed X"
+            lines += [f"stopped, saved: the drift of {', '.join(strayed)} exceeds stop_drift; {advice}"]
         scores = [seed.score for seed in done if seed.score is not None]
         if scores:
             lines += [f"score  {np.mean(scores):.1f} ± {np.std(scores):.1f} over {len(scores)} seeds"]
@@ -96,34 +100,48 @@ def begin(
     changed(config.run, seed=max(asked))
     at_least_one(jobs)
     config, _, choices = session.fitted(env, config)
-    session.agent_of(config, "meta", fresh=False)  # a network that cannot be built is told once, and here
+    agent_of(config, "meta", fresh=False)  # a network that cannot be built is told once, and here
+    if config.run.drift_reference is not None:
+        reference_of(config)  # so is a reference that does not fit
     parent = folder.new_folder(out, config, asked)
     again = ["--env", env] if ":" in env else []  # a folder alone must not name a module
     return drive(Series(parent, standing(parent), again), jobs, quiet, notes + choices)
 
 
 def resume(
-    parent: Path, env: str | None, steps: int | None, device: str | None, quiet: bool, jobs: int | None
+    parent: Path,
+    env: str | None,
+    steps: int | None,
+    device: str | None,
+    quiet: bool,
+    jobs: int | None,
+    stop_drift: float | None = None,
 ) -> Series:
     """Go on with every seed that is not complete, those that never started among them; the others are left alone."""
     at_least_one(jobs)
-    flags = {"--steps": steps, "--env": env, "--device": device}
+    flags = {"--steps": steps, "--env": env, "--device": device, "--stop-drift": stop_drift}
     again = [str(word) for name, value in flags.items() if value is not None for word in (name, value)]
     notes: list[str] = []
-    series = Series(parent, standing(parent, steps, notes.append), again)
+    series = Series(parent, standing(parent, steps, notes.append, stop_drift), again)
     done, count = len(series.done()), len(series.seeds)
     if done == count:
-        advice = f"`proximo resume {parent} --steps N` goes on to N steps in all"
+        strayed = ", and with --stop-drift X those that strayed" if any(seed.strayed for seed in series.seeds) else ""
+        advice = f"`proximo resume {parent} --steps N` goes on to N steps in all{strayed}"
         raise RunFolderError(f"{parent} is complete: all {count} seeds are done; {advice}")
     return drive(series, jobs, quiet, [*notes, f"resuming {parent}: {done} of {count} seeds are done"])
 
 
-def standing(parent: Path, steps: int | None = None, say: Callable[[str], None] = lambda text: None) -> list[Child]:
-    """Where each seed of a folder stands, if it is to take so many steps in all."""
+def standing(
+    parent: Path,
+    steps: int | None = None,
+    say: Callable[[str], None] = lambda text: None,
+    stop_drift: float | None = None,
+) -> list[Child]:
+    """Where each seed of a folder stands, if it is to take so many steps in all, and to drift so far at most."""
     seeds: list[Child] = []
     for path in folder.seed_folders(parent):
         config = folder.read_config(path)
-        config = replace(config, run=changed(config.run, steps=steps))
+        config = replace(config, run=changed(config.run, steps=steps, stop_drift=stop_drift))
         number = int(path.name.removeprefix("seed-"))
         seeds.append(Child(seed=number, total=config.run.steps, folder=path, config=config))
         seeds[-1].settle(say)

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from proximo.algorithms import algorithm_named
-from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
-from proximo.models.actor_critic import ActorCritic, feature_count
+from proximo.algorithms import Expecting, algorithm_named
+from proximo.errors import CheckpointError, ConfigError, RunFolderError
+from proximo.models.actor_critic import feature_count
 from proximo.models.distributions import head_for
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
-from proximo.run.agent import Agent
-from proximo.run.config import Resolved, RunConfig, changed, resolved
-from proximo.run.evaluate import Score, evaluate
+from proximo.run.config import Resolved, changed, known_settings, resolved
+from proximo.run.ledger import Ledger
+from proximo.run.loading import agent_of, environment_of, reference_of
 from proximo.run.log import RunLog
 from proximo.run.loop import learn
-from proximo.run.machine import choose_compile, choose_device, computing, threads
+from proximo.run.machine import choose_compile, choose_device, computing
 from proximo.run.panel import reporter_for
 from proximo.run.plot import has_curve, plot_runs
-from proximo.run.run import Run, load, load_policy, must_match, save
+from proximo.run.run import Run, load, save
 from proximo.run.seeding import seed_all
-from proximo.run.spaces import space_from_json, space_to_json
+from proximo.run.spaces import space_to_json
 from proximo.sources.backends import MANY, EnvLike, Lanes, lanes_for, name_of, single
+from proximo.state import restore
 
 FEW_UPDATES = 10
-LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
 
 
 def train(
@@ -69,10 +66,12 @@ def preset_config(
         action_space = one.action_space
         one.close()
     chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
-    config = resolved(name_of(env), algo, chosen.name, {**chosen.settings, **(settings or {})}, isinstance(env, str))
+    taken = chosen.settings_for(algo, known_settings(algo))
+    config = resolved(name_of(env), algo, chosen.name, {**taken, **(settings or {})}, isinstance(env, str))
     why = "fits the environment" if preset == "auto" else "as asked"
-    other = "" if chosen.algo == algo else f"; it was made for --algo {chosen.algo}"
-    return config, [f"preset {chosen.name} ({why}): {chosen.source}{other}"]
+    if algo not in chosen.algos:
+        why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
+    return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
 
 
 def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
@@ -103,17 +102,20 @@ def resume(
     steps: int | None = None,
     device: str | None = None,
     quiet: bool = False,
+    stop_drift: float | None = None,
 ) -> Run:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
     run to that many in all, which is not the run of that length from the start (docs/architecture.md). `device` moves
-    it; the numbers then differ a little.
+    it; the numbers then differ a little. `stop_drift` lets a run that strayed go on, or stops one earlier.
     """
     path = Path(path)
     config = folder.read_config(path)
     env = environment_of(config, env)
-    config = replace(config, run=changed(config.run, steps=steps, device=device))
+    if stop_drift is not None and not config.run.measures_drift:
+        raise ConfigError(f"{path} was begun without max_kl, stop_drift or drift_reference: its drift is not known")
+    config = replace(config, run=changed(config.run, steps=steps, device=device, stop_drift=stop_drift))
     notes: list[str] = []
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
     mode, why = choose_compile(config)
@@ -131,58 +133,15 @@ def resume(
             load(run, saved)
         else:
             save(run)  # it was stopped before its first checkpoint, and begins again
-        if run.finished:
+        if config.complete(run.step):
             advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
             raise RunFolderError(f"{path} is complete: {run.step:,} of {config.run.steps:,} steps are done; {advice}")
+        if run.strayed is not None:
+            raise RunFolderError(f"{path} {run.strayed}")
         folder.write_config(path, config)
         folder.rewind(path, run.step)
         notes.append(f"resuming {path} at step {run.step:,}")
         return drive(run, quiet, notes)
-
-
-def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Agent:
-    """The agent of a run's newest good checkpoint (or of one checkpoint's folder), without its environment.
-
-    No code from the folder is run. Raises RunFolderError or CheckpointError, in bounded time and memory.
-    """
-    path = Path(path)
-    config = folder.read_config(run_of(path))
-    saved = checkpoint.load(path) if run_of(path) != path.resolve() else checkpoint.latest(path, say)
-    must_match(config, saved)
-    agent = agent_of(config, "cpu", fresh=False)
-    load_policy(agent.policy, saved)
-    return agent
-
-
-def opened(path: Path, env: EnvLike | None, say: Callable[[str], None]) -> tuple[Agent, EnvLike, RunConfig]:
-    """The agent of a run, the environment it was trained on, and the run's configuration."""
-    agent = load_agent(path, say)
-    config = folder.read_config(run_of(path))
-    return agent, environment_of(config, env), config.run
-
-
-def evaluate_run(
-    path: str | Path,
-    episodes: int = 20,
-    env: EnvLike | None = None,
-    say: Callable[[str], None] = lambda text: None,
-) -> Score:
-    """Play whole episodes with a run's newest good checkpoint; `env` as in `resume`."""
-    if episodes < 1:
-        raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
-    agent, env, run = opened(Path(path), env, say)
-    if isinstance(env, MANY):
-        raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
-    with threads(run.threads):
-        score = evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
-    assert score is not None, "nothing asked it to stop"
-    return score
-
-
-def run_of(path: Path) -> Path:
-    """The run's folder, given it or one of its checkpoints."""
-    path = path.resolve()
-    return path.parent.parent if (path / checkpoint.MANIFEST).exists() else path
 
 
 def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
@@ -230,43 +189,11 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
     agent = agent_of(config, config.run.device, fresh)
     algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
+    if isinstance(algorithm, Expecting):
+        algorithm.expect(agent.policy.blank(config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps)
-    return Run(Path(), config, agent, algorithm, source, make_one)
-
-
-def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
-    """An agent for the configuration's spaces, its weights fresh or yet to be loaded.
-
-    Its size is checked before any memory is taken, since the configuration may be a stranger's.
-    """
-    spaces = {name: space_from_json(config.spaces.get(name)) for name in ("observation", "action")}
-    try:
-        with torch.device("meta"):
-            outline = ActorCritic(spaces["observation"], spaces["action"], config.network)
-    except (RuntimeError, OverflowError, MemoryError, TypeError, ValueError) as error:
-        if isinstance(error, ProximoError):
-            raise
-        raise ConfigError(f"the network cannot be built: {str(error).splitlines()[0]}") from None
-    size = sum(p.numel() for p in outline.parameters())
-    if size > LARGEST:
-        raise ConfigError(f"the network would have {size:,} parameters; at most {LARGEST:,} are built")
-    if fresh:
-        policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
-    else:
-        policy = outline.to_empty(device=device)
-    return Agent(policy, spaces["observation"], spaces["action"])
-
-
-def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:
-    """The environment to go on with; a folder alone is never allowed to name a module to import."""
-    if env is not None:
-        if isinstance(env, str) and env != config.env:
-            raise CheckpointError(f"this run was trained on {config.env}, not on {env}")
-        return env
-    if not config.registered:
-        advice = "in Python pass it again: proximo.resume(folder, env=…), proximo.evaluate(folder, env=…)"
-        raise RunFolderError(f"this run's environment {config.env} was made in Python; {advice}")
-    if ":" in config.env:
-        raise RunFolderError(f"{config.env} would import a module that this folder names: pass it yourself as env")
-    return config.env
+    ledger = Ledger(agent.policy, config.run) if config.run.measures_drift else None
+    if ledger is not None and fresh and config.run.drift_reference is not None:
+        restore(ledger.reference, reference_of(config), config.run.drift_reference)
+    return Run(Path(), config, agent, algorithm, source, make_one, ledger)

@@ -1,4 +1,4 @@
-"""Ctrl-C and termination: the first asks the run to finish its update and save, the second stops at once."""
+"""Ctrl-C, termination, a closed terminal: the first asks the run to finish its update and save, the second ends it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, Self
 
 
 class Interrupts:
-    """While entered, SIGINT and SIGTERM are noted in `caught` instead of raised (in the main thread only)."""
+    """While entered, these signals are noted in `caught` instead of raised (in the main thread only).
+
+    SIGHUP stays ignored where it was, as under nohup.
+    """
 
     def __init__(self) -> None:
         self.caught: int | None = None
@@ -17,7 +20,10 @@ class Interrupts:
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
+            numbers = [signal.SIGINT, signal.SIGTERM]
+            if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+                numbers.append(signal.SIGHUP)
+            for number in numbers:
                 self._previous[number] = signal.signal(number, self._note)
         return self
 

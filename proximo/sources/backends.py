@@ -57,6 +57,8 @@ def lanes_for(
     env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps: int | None = None, device: str = "cpu"
 ) -> Lanes:
     """Choose a backend and check the environment. Raises a ProximoError that says what to do."""
+    if isinstance(env, MANY) and max_episode_steps is not None:
+        raise ConfigError("max_episode_steps is for environments that are made here: limit your lanes' episodes there")
     if isinstance(env, TensorEnv):
         must_be_plain(env)
         spaces = env.single_observation_space, env.single_action_space

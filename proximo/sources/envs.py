@@ -12,8 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from proximo.batch import Batch
-from proximo.compiler import fused
+from proximo.batch import Batch, tree_map
+from proximo.compiler import fused, fused_batch
 from proximo.errors import EnvFailure, NonFiniteError
 from proximo.policy import Policy
 from proximo.sources.episodes import Episodes
@@ -124,21 +124,21 @@ class EnvSource:
         return Batch(action=action, **{k: torch.from_numpy(v).to(action.device) for k, v in columns.items()})
 
     def _judged(self, batch: Batch) -> Batch:
-        """Add logp, value and next_value, in one pass over the whole collection.
+        """Add logp, value, next_value and the distributions `old`, in one pass over the whole collection.
 
         The next value of a row is the value of the next row, of what came last for the last row, and of the final
         observation where `finals` has one.
         """
         policy: Any = self.policy
-        last = self.rows[-1].to(policy.device)
-        if self.judge is None:
-            self.judge = judging(policy, last, batch)
-        logp, value, next_value = self.judge(last, *batch.leaves())
+        seen = batch.replace(last=self.rows[-1].to(policy.device))
+        self.judge = self.judge or judging(policy, seen)
+        judged = self.judge(seen)
         if self.finals:
-            t, lane = (torch.tensor(index, device=last.device) for index in zip(*self.finals, strict=True))
+            t, lane = (torch.tensor(index, device=policy.device) for index in zip(*self.finals, strict=True))
             with torch.no_grad():
-                next_value[t, lane] = policy.value(torch.as_tensor(np.stack(list(self.finals.values()))).to(last))
-        return batch.replace(logp=logp, value=value, next_value=next_value)
+                final = torch.as_tensor(np.stack(list(self.finals.values()))).to(seen.last)
+                judged.next_value[t, lane] = policy.value(final)
+        return batch.replace(**vars(judged))
 
     def _remember(self, t: int, ended: np.ndarray, final: Any) -> None:
         """Keep the final observations of the lanes whose episode ended."""
@@ -206,14 +206,20 @@ def acting(policy: Policy, observation: Tensor, noise: Tensor) -> Callable[..., 
     return fused(policy, act, [observation, noise])
 
 
-def judging(policy: Policy, last: Tensor, batch: Batch) -> Callable[..., tuple[Tensor, ...]]:
-    """What the policy thinks of a batch like this one, followed by the observations `last`."""
+def judging(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:
+    """What the policy thinks of batches like this one, whose column `last` are the observations that came after it.
 
-    def judge(last: Tensor, *columns: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        opinion = policy.evaluate(batch.with_leaves(columns))
-        return opinion.logp, opinion.value, torch.cat([opinion.value[1:], policy.value(last).unsqueeze(0)])
+    The columns are logp, value, next_value and `old`, the distributions, which a bound on the update, a penalty or a
+    natural gradient would else ask for again.
+    """
 
-    return fused(policy, judge, [last, *batch.leaves()])
+    def judge(batch: Batch) -> Batch:
+        logp, value, distribution = policy.evaluate(batch)
+        next_value = torch.cat([value[1:], policy.value(batch.last).unsqueeze(0)])
+        # a clone, for a distribution may hold a parameter, which is about to change
+        return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))
+
+    return fused_batch(policy, judge, example)
 
 
 def as_float32(values: Any) -> np.ndarray:

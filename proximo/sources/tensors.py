@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from proximo.batch import Batch
 from proximo.compiler import fused
+from proximo.compiler.trace import tracing
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.policy import Policy
 from proximo.sources.envs import judging
@@ -20,7 +21,7 @@ from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
 log = logging.getLogger("proximo")
-UNROLLED = 32  # steps in one compiled call, where the horizon is a multiple of it
+UNROLLED = 32  # the most steps in one compiled call
 
 
 class Transition(NamedTuple):
@@ -71,7 +72,7 @@ class TensorSource:
         self.make, self.horizon = make, horizon
         self.episodes = Episodes()
         self.policy: Policy | None = None
-        self.unrolled = UNROLLED if horizon % UNROLLED == 0 else 1
+        self.unrolled = max(steps for steps in range(1, UNROLLED + 1) if horizon % steps == 0)
 
     def restart(self, seed: int) -> None:
         """Start first episodes from `seed`; the open ones are given up."""
@@ -115,15 +116,14 @@ class TensorSource:
         return self._judged(Batch(observation=observation, action=action, **columns), final, cut)
 
     def _judged(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> Batch:
-        """Add logp, value and next_value; `final` are the observations that the rows `cut` led to."""
+        """Add logp, value, next_value and `old`; `final` are the observations that the rows `cut` led to."""
         policy: Any = self.policy
-        if self.judge is None:
-            self.judge = judging(policy, self.observation, batch)
-        logp, value, next_value = self.judge(self.observation, *batch.leaves())
+        self.judge = self.judge or judging(policy, batch.replace(last=self.observation))
+        judged = self.judge(batch.replace(last=self.observation))
         if len(final):
             with torch.no_grad():
-                next_value[cut] = policy.value(final)
-        return batch.replace(logp=logp, value=value, next_value=next_value)
+                judged.next_value[cut] = policy.value(final)
+        return batch.replace(**vars(judged))
 
     def _finite(self, observation: Tensor, reward: Tensor, final: Tensor, cut: tuple[Tensor, ...]) -> None:
         """NonFiniteError that names the first NaN or infinity; `final` are the observations of the rows `cut`."""
@@ -179,7 +179,7 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
         changed = sorted(name for name, new, old in pairs if new is not old)
         if not changed:
             return call
-        for now, old in before:  # tracing ran the step on tensors that hold nothing
+        for now, old in before:  # tracing ran the step on copies
             now.clear()
             now.update(old)
         log.warning("the environment runs uncompiled: step() changes %s; what changes must be a buffer", changed[0])
@@ -205,8 +205,7 @@ def taken(
     if value.device != device:
         raise EnvFailure(f"the environment returned {name} on {value.device}, but the policy is on {device}")
     if value.dtype is dtype:
-        traced = own is not None and type(value) is not Tensor
-        return value if traced and value.untyped_storage()._cdata not in own else value.clone()
+        return value if own is not None and tracing() and value.untyped_storage()._cdata not in own else value.clone()
     if torch.bool in (dtype, value.dtype) or value.dtype.is_complex:
         raise EnvFailure(f"the environment returned {name} of {value.dtype}, not of {dtype}")
     return value.to(dtype)

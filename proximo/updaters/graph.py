@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -11,29 +11,40 @@ from torch import Tensor
 from proximo.batch import Batch
 from proximo.compiler import compiling_is_on, fuse, lent
 from proximo.errors import ConfigError, StaleGraph
+from proximo.updaters.adam import Adam
 
 MOST_GRAPHS = 8  # of one optimizer: more means that a new objective is made for every update
 UNROLLED = 4  # gradient steps in one call, where a pass has so many
+STALE = (
+    "the compiled update no longer does what its Terms say: a number in a Term, the policy or the optimizer changed "
+    "after it was compiled; put such numbers into the batch or a buffer, or use --compile off"
+)
+Kept = TypeVar("Kept")
 TOLERANCE = 0.1  # of the way that parameters go in a call; what float32 rounding does to it is far less
 
 
 def graph_for(step: Any, rows: Batch, parts: int) -> StepGraph | None:
     """The graph of a `GradientStep` on each of `parts` parts of rows like these; None where nothing is compiled.
 
-    Graphs are kept with the optimizer: one for each objective and shape of batch. ConfigError for too many of them.
+    There is one for each objective and shape of batch.
     """
     if not compiling_is_on():
         return None
-    graphs = step.optimizer.graphs
     key = (step, parts, tuple(vars(rows)), tuple((leaf.shape, leaf.dtype) for leaf in rows.leaves()))
-    if key not in graphs:
-        if len(graphs) == MOST_GRAPHS:
+    graph = kept(step.optimizer, key, lambda: StepGraph(step, rows, parts))
+    return graph if graph.graph is not None else None
+
+
+def kept(optimizer: Adam, key: Any, make: Callable[[], Kept]) -> Kept:
+    """What was compiled under this key, now or before: kept with the optimizer. ConfigError for too many of them."""
+    if key not in optimizer.graphs:
+        if len(optimizer.graphs) == MOST_GRAPHS:
             raise ConfigError(
                 f"{MOST_GRAPHS} different objectives or shapes of batch were compiled for one optimizer: make an "
                 "objective once, with numbers that change in the batch or a buffer, or use --compile off"
             )
-        graphs[key] = StepGraph(step, rows, parts)
-    return graphs[key] if graphs[key].graph is not None else None
+        optimizer.graphs[key] = make()
+    return optimizer.graphs[key]
 
 
 class StepGraph:
@@ -92,8 +103,4 @@ class StepGraph:
         ours, theirs = ends
         apart, way = (ours - theirs).norm(), (theirs - vector).norm()
         if losses[0] == losses[1] and not apart <= TOLERANCE * way:
-            raise StaleGraph(
-                "the compiled update no longer does what its Terms say: a number in a Term, the policy or the "
-                "optimizer changed after it was compiled; put such numbers into the batch or a buffer, or use "
-                "--compile off"
-            )
+            raise StaleGraph(STALE)

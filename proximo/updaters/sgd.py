@@ -13,27 +13,30 @@ from proximo.batch import Batch
 from proximo.errors import NonFiniteError
 from proximo.objectives import Diagnostics, Term
 from proximo.policy import Policy
-from proximo.updaters.adam import Adam
 from proximo.updaters.graph import graph_for
+from proximo.updaters.optimizer import Optimizer
 
 Prepare = Callable[[Batch], Batch]
 
 
 def sgd(
     policy: Policy,
-    optimizer: Adam,
+    optimizer: Optimizer,
     objective: Term,
     batch: Batch,
     epochs: int,
     minibatches: int,
     max_grad_norm: float,
     prepare: Prepare = lambda minibatch: minibatch,
+    enough: Callable[[], bool] = lambda: False,
 ) -> Diagnostics:
     """`epochs` passes over the rows of `batch`, each in `minibatches` equal parts drawn without replacement.
 
-    `prepare` transforms each minibatch before it is evaluated (for example `standardize`). The order comes from
-    torch's global generator. Returns the mean over all minibatches of loss, grad_norm (before clipping to
-    `max_grad_norm`, L2) and what the Terms report, as scalar tensors.
+    `prepare` transforms each minibatch before it is evaluated (for example `standardize`). `enough` is asked after
+    every pass; True ends the update there. The order comes from torch's global generator.
+
+    Returns the mean over all minibatches of loss, grad_norm (before clipping to `max_grad_norm`, L2) and what the Terms
+    report, as scalar tensors.
 
     Raises NonFiniteError, with every parameter and the optimizer as they were before the call, if a loss, a gradient
     or a parameter ceases to be finite.
@@ -46,12 +49,17 @@ def sgd(
     before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
     try:
         orders = [torch.randperm(rows.mask.numel(), device=rows.mask.device) for _ in range(epochs)]
-        reports = torch.cat([take(order.view(minibatches, -1)) for order in orders])
+        passes = []
+        for order in orders:
+            passes.append(take(order.view(minibatches, -1)))
+            if enough():
+                break
+        reports = torch.cat(passes)
         report = dict(zip(step.names, reports.unbind(1), strict=True))
         witness = report["loss"].sum() + report["grad_norm"].sum() + optimizer.state["vector"].sum()
         if not witness.isfinite():
             optimizer.restore(before)  # for a look at the batch with the weights that met it
-            raise NonFiniteError(f"{_culprit(policy, batch, report)}: the update was undone")
+            raise NonFiniteError(f"{culprit(policy, batch, report)}: the update was undone")
         if graph is not None:
             graph.audit(rows)
     except BaseException:
@@ -65,7 +73,7 @@ class GradientStep:
     """One step of the optimizer, in place, on some rows of a flattened batch."""
 
     policy: Policy
-    optimizer: Adam
+    optimizer: Optimizer
     objective: Term
     prepare: Prepare
     max_grad_norm: float
@@ -98,7 +106,7 @@ class GradientStep:
 
 
 @torch.no_grad()
-def _culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
+def culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
     """Where a non-finite number first shows: the column, the step and the lane; else the loss or its gradient."""
     now = policy.evaluate(batch)
     columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor)}

@@ -1,8 +1,9 @@
-"""Functions of tensors as one compiled call each: traced by running them once on fake tensors, compiled by Inductor.
+"""Functions of tensors as one compiled call each: traced by running them once, compiled by Inductor.
 
-Tracing sees the operations that a function and its gradient run, whatever Python they came from, so whoever writes
-Terms and policies never meets it. It sees one run: a number that changes while training must be a tensor, or the graph
-keeps what it was (`updaters.sgd` checks its graph against the uncompiled function now and then).
+`trace` writes down what a function does, `worker` compiles it in a process of its own, `library` keeps what came out
+and calls it. Tracing sees the operations that a function and its gradient run, whatever Python they came from, so
+whoever writes Terms and policies never meets it. It sees one run: a number that changes while training must be a
+tensor, or the graph keeps what it was (`updaters.sgd` checks its graph against the uncompiled function now and then).
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proximo import kernels
+from proximo.compiler.library import library_call, library_of
+from proximo.compiler.trace import Trace
 from proximo.replay import replayed
 
 log = logging.getLogger("proximo")
@@ -77,35 +79,16 @@ def fuse(
 
 
 def _compiled(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    from torch._inductor import standalone_compile
-    from torch.fx.experimental.proxy_tensor import make_fx
+    trace = Trace(function, tensors)
+    if trace.arguments[0].device.type == "cpu":
+        call = library_call(library_of(trace))
+    else:
+        from proximo.compiler.worker import compiled
 
-    arguments: list[Any] = [tensor.detach() for tensor in tensors]
-    cpu = arguments[0].device.type == "cpu"
-    table = {torch.ops.aten.tanh.default: rational_tanh, **kernels.decompositions()} if cpu else {}
-    graph = make_fx(function, decomposition_table=table, tracing_mode="fake")(*arguments)
-    options = {"config_patches": {"cpp_wrapper": True, **kernels.shims()} if cpu else {}}
-    compiled = standalone_compile(graph, arguments, dynamic_shapes="from_example_inputs", options=options)
-    gc.freeze()
-    return compiled
-
-
-def rational_tanh(x: Tensor) -> Tensor:
-    """tanh as a ratio of polynomials, within 4e-7 of it, relatively too; exact library code takes five times as long.
-
-    The minimax coefficients are those of Eigen's and XLA's tanh for float32; others than float32 get the exact one.
-    """
-    if x.dtype != torch.float32:
-        return NotImplemented
-    x = x.clamp(-7.90531110763549805, 7.90531110763549805)
-    y = x * x
-    top = -2.76076847742355e-16 * y + 2.00018790482477e-13
-    for coefficient in (-8.60467152213735e-11, 5.12229709037114e-08, 1.48572235717979e-05, 6.37261928875436e-04):
-        top = top * y + coefficient
-    bottom = 1.19825839466702e-06 * y + 1.18534705686654e-04
-    for coefficient in (2.26843463243900e-03, 4.89352518554385e-03):
-        bottom = bottom * y + coefficient
-    return x * (top * y + 4.89352455891786e-03) / bottom
+        call = compiled(trace.description(), trace.arguments)
+        gc.freeze()
+    closed_over = trace.arguments[len(tensors) :]
+    return call if not closed_over else lambda *tensors: call(*tensors, *closed_over)
 
 
 def fused(module: Any, function: Callable[..., Any], example: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
@@ -124,6 +107,28 @@ def fused(module: Any, function: Callable[..., Any], example: Sequence[Tensor]) 
     live = [tensor.detach() for tensor in own.values()]
     graph = fuse(with_own, [*example, *live], range(count, count + len(live)))
     return torch.no_grad()(function) if graph is None else lambda *tensors: graph(*tensors, *live)
+
+
+def fused_batch(module: Any, function: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
+    """`function(batch)`, which reads the module's parameters and buffers and returns a batch, in one call.
+
+    For batches with columns like the example's; a column may be a nest of tensors, in what is returned too.
+    """
+    given, made = example.map(lambda x: x.new_empty(0)), list[Any]()  # what columns there are, without their numbers
+
+    def on_tensors(*tensors: Tensor) -> tuple[Tensor, ...]:
+        result = function(given.with_leaves(tensors))
+        made[:] = [result.map(lambda x: None)]
+        return tuple(result.leaves())
+
+    on_tensors.__name__ = function.__name__
+    call = fused(module, on_tensors, example.leaves())
+
+    def on_batch(batch: Any) -> Any:
+        tensors = call(*batch.leaves())
+        return made[0].with_leaves(tensors)
+
+    return on_batch
 
 
 def whole(function: Callable[..., Tensor]) -> Callable[..., Tensor]:

@@ -1,0 +1,78 @@
+"""What the Configs of on-policy algorithms share: each extends those of these that it uses, and adds its own.
+
+class PPOConfig(Proximal): ...
+class A2CConfig(Losses, Descent, GAE): ...
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proximo.checks import check
+
+BOUNDS = dict(
+    at_least_one=("horizon", "epochs", "minibatches"),
+    positive=("lr", "max_grad_norm"),
+    unit=("gamma", "lam"),
+    not_negative=("value_coef", "entropy_coef"),
+)
+
+
+@dataclass(frozen=True)
+class OnPolicy:
+    """How experience is collected and what it is worth."""
+
+    horizon: int = 128
+    """Steps each lane takes between two updates (PPO's T)."""
+    gamma: float = 0.99
+    """Discount."""
+    normalize_reward: bool = False
+    """Divide rewards by the running deviation of the discounted return."""
+
+    def __post_init__(self) -> None:
+        check(self, **{bound: tuple(x for x in names if hasattr(self, x)) for bound, names in BOUNDS.items()})
+
+
+@dataclass(frozen=True)
+class GAE(OnPolicy):
+    """How advantages are estimated."""
+
+    lam: float = 0.95
+    """GAE's λ: 0 trusts the critic alone, 1 the rewards alone."""
+
+
+@dataclass(frozen=True)
+class Descent(OnPolicy):
+    """How far a gradient step goes."""
+
+    lr: float = 2.5e-4
+    """The optimizer's learning rate at the start."""
+    anneal_lr: bool = True
+    """Let the learning rate fall linearly to zero over the run."""
+    max_grad_norm: float = 0.5
+    """Longest gradient (L2) that is not shortened."""
+
+
+@dataclass(frozen=True)
+class Epochs(OnPolicy):
+    """How often a batch is learned from."""
+
+    epochs: int = 4
+    """Passes over the batch in an update (PPO's K)."""
+    minibatches: int = 4
+    """Equal parts of the batch in a pass, one gradient step each."""
+
+
+@dataclass(frozen=True)
+class Losses(OnPolicy):
+    """What is minimised besides the policy's own loss."""
+
+    value_coef: float = 0.5
+    """Weight of the value loss ½ (V − R)² (PPO's c1; Stable-Baselines3's vf_coef is half of it)."""
+    entropy_coef: float = 0.0
+    """Weight of the entropy bonus (PPO's c2)."""
+
+
+@dataclass(frozen=True)
+class Proximal(Losses, Epochs, Descent, GAE):
+    """All of it: what PPO and its variants have in common."""

@@ -1,0 +1,27 @@
+"""What the Configs of natural gradient and trust region algorithms share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from proximo.algorithms.config import GAE, Descent, Epochs
+from proximo.checks import check
+
+
+@dataclass(frozen=True)
+class Natural(Epochs, Descent, GAE):
+    """How a natural step is found; epochs, minibatches, lr and max_grad_norm are those of the value function."""
+
+    delta: float = 0.01
+    """δ: the mean KL of a step, nats."""
+    cg_iterations: int = 10
+    """Iterations of conjugate gradient, one Fisher-vector product each."""
+    cg_damping: float = 0.1
+    """What is added to the Fisher matrix's diagonal."""
+    fisher_fraction: float = 0.1
+    """Share of the rows that the Fisher matrix is estimated from."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, at_least_one=("cg_iterations",), positive=("delta", "fisher_fraction"))
+        check(self, not_negative=("cg_damping",), unit=("fisher_fraction",))

@@ -1,0 +1,79 @@
+"""PPO-Penalty: the surrogate with an adaptive KL penalty (Schulman et al. 2017, arXiv:1707.06347, eq. 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from proximo.advantages import explained_variance, gae, standardize
+from proximo.algorithms.config import Proximal
+from proximo.batch import Batch
+from proximo.checks import check
+from proximo.coefficients import Coefficient, linear, steered
+from proximo.drift import kl, remember
+from proximo.models.normalize import RewardScale
+from proximo.objectives import entropy, kl_old, surrogate, value_error
+from proximo.policy import Policy
+from proximo.state import live_tensors
+from proximo.updaters.adam import Adam
+from proximo.updaters.sgd import sgd
+
+
+@dataclass(frozen=True)
+class PenaltyConfig(Proximal):
+    """The penalty's own numbers."""
+
+    target_kl: float = 0.01
+    """d_targ: the exact KL(old ‖ new), nats, an update should reach; β doubles above 1.5 d, halves below d / 1.5."""
+    beta: float = 1.0
+    """β at the start."""
+    backtrack_above: float = 4.0
+    """An update that goes further than this many times target_kl is halved until it does not."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, positive=("target_kl", "beta", "backtrack_above"))
+
+
+class Penalty:
+    """PPO with −r A + β KL(π_old ‖ π) instead of the clipped surrogate, β led by the KL that updates reach."""
+
+    Config = PenaltyConfig
+
+    def __init__(self, policy: Policy, config: PenaltyConfig) -> None:
+        self.policy, self.config = policy, config
+        self.optimizer = Adam(policy, eps=1e-5)
+        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.beta = Coefficient("beta", config.beta)
+        penalised = surrogate() + self.beta * kl_old()
+        self.objective = penalised + config.value_coef * value_error() - config.entropy_coef * entropy()
+
+    def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
+        """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
+        c = self.config
+        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        batch = self.beta.on(remember(self.policy, gae(self.reward_scale(batch), c.gamma, c.lam)))
+        before, beta = self.optimizer.state["vector"].clone(), self.beta.value
+        report = sgd(
+            self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
+        )
+        reached = kl(self.policy, batch).item()
+        self.beta.value = steered(beta, reached, c.target_kl, band=1.5, factor=2, least=2**-20, most=2**20)
+        drift = {"beta": beta, "kl_after": self.backtracked(batch, before, reached)}
+        return {**report, **drift, "explained_variance": explained_variance(batch), "lr": lr}
+
+    def backtracked(self, batch: Batch, before: Tensor, reached: float) -> float:
+        """Halve the way from the parameters `before` until the KL holds, or go back altogether; the KL then."""
+        vector, bound = self.optimizer.state["vector"], self.config.backtrack_above * self.config.target_kl
+        for _ in range(10):
+            if reached <= bound:
+                return reached
+            vector.lerp_(before, 0.5)
+            reached = kl(self.policy, batch).item()
+        vector.copy_(before)
+        return 0.0
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """All that `step` changes besides the policy."""
+        return live_tensors(optimizer=self.optimizer, reward_scale=self.reward_scale, beta=self.beta)

@@ -1,0 +1,59 @@
+"""The last few collections, to learn from again."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from proximo.batch import Batch, leaves_of
+from proximo.policy import Policy
+
+COLUMNS = ("observation", "action", "mask", "start", "reward", "terminated", "truncated", "logp", "next_value")
+
+
+class Rollouts:
+    """The last `count` collections, in tensors of fixed shape: `logp` is that of the policy that collected each."""
+
+    def __init__(self, count: int, device: torch.device) -> None:
+        self.count, self.taken = count, torch.zeros((), dtype=torch.int64, device=device)
+        self.kept: Batch | None = None  # [count, T, N, ...]
+
+    def make_room(self, example: Batch) -> None:
+        """Room for collections like this one, all rows dead."""
+        columns = {name: getattr(example, name) for name in COLUMNS}
+        self.kept = Batch(**columns).map(lambda x: x.new_zeros(self.count, *x.shape))
+
+    def add(self, batch: Batch) -> None:
+        """Keep a collection [T, N]; the oldest goes."""
+        if self.kept is None:
+            self.make_room(batch)
+        assert self.kept is not None
+        slot = int(self.taken) % self.count
+        for name in COLUMNS:
+            places, new = leaves_of(getattr(self.kept, name)), leaves_of(getattr(batch, name))
+            for place, x in zip(places, new, strict=True):
+                place[slot] = x
+        self.taken += 1
+
+    def together(self) -> Batch:
+        """All of them side by side, as lanes of one batch [T, count · N]; rows that were never taken are dead."""
+        assert self.kept is not None, "add comes first"
+        return self.kept.map(lambda x: x.transpose(0, 1).flatten(1, 2))
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        columns = vars(self.kept) if self.kept else {}
+        leaves = {f"{name}.{i}": x for name, column in columns.items() for i, x in enumerate(leaves_of(column))}
+        return leaves | {"taken": self.taken}
+
+
+@torch.no_grad()
+def judged(policy: Policy, batch: Batch) -> tuple[Batch, Tensor]:
+    """A batch with today's `value` and `next_value`, and today's logp of its actions, all [T, N].
+
+    The next value is that of the next row, where the next row is the true next observation. Where it is not (the last
+    row, and where an episode was cut and the next one began in the same step) it stays what it was.
+    """
+    now = policy.evaluate(batch)
+    begins = torch.cat([batch.start[1:], torch.ones_like(batch.start[:1])])
+    shifted = torch.cat([now.value[1:], now.value[:1]])
+    return batch.replace(value=now.value, next_value=torch.where(begins, batch.next_value, shifted)), now.logp
