@@ -181,7 +181,7 @@ def test_a_played_update_is_the_compiled_one(name: str, monkeypatch: pytest.Monk
 def test_a_played_collection_is_the_compiled_one_also_after_a_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("proximo.sources.tensors.UNROLLED", 4)
 
-    def batches() -> list[dict[str, Tensor]]:
+    def batches() -> list[list[Tensor]]:
         torch.manual_seed(0)
         env, source = CartPole(3, limit=9), TensorSource(lambda seed: env, 16)
         network = Network(hidden=(8,), normalize_observation=True)
@@ -192,12 +192,12 @@ def test_a_played_collection_is_the_compiled_one_also_after_a_restart(monkeypatc
                 for _ in range(2):
                     batch = source.collect(policy)
                     policy.observe(batch)
-                    found.append(vars(batch) | {name: buffer.clone() for name, buffer in env.named_buffers()})
+                    found.append([*batch.leaves(), *(buffer.clone() for buffer in env.buffers())])
         return found
 
     wanted, recorder = batches(), Recorder()
     monkeypatch.setattr(compiler, "replayed", lambda call, tensors, lasting: Replay(call, lasting, recorder))
     for one, other in zip(batches(), wanted, strict=True):
-        for column in other:
-            assert torch.equal(one[column], other[column]), column
+        assert len(one) > 10
+        assert all(map(torch.equal, one, other))
     assert recorder.recordings == 2  # the walk, and what the policy thinks of it
