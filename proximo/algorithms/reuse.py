@@ -36,7 +36,7 @@ class ReuseConfig(Proximal):
 
     clip: float = 0.2
     """ε: how far the ratio may move before its gradient is cut."""
-    rollouts: int = 4
+    rollouts: int = 2
     """Collections that an update learns from, the newest among them; 1 is PPO."""
 
     def __post_init__(self) -> None:
