@@ -7,7 +7,6 @@ from torch import Tensor
 
 from proximo.batch import Batch
 from proximo.compiler import whole
-from proximo.policy import Policy
 from proximo.reduce import discounted_sum, masked_mean, masked_variance
 
 
@@ -97,14 +96,12 @@ def _vtrace(
     return torch.stack([rho * (delta + carry * following), excess])
 
 
-@torch.no_grad()
-def revalue(policy: Policy, batch: Batch) -> Batch:
-    """A batch with `value` and `next_value` [T, N] as the policy's critic sees them now.
+def revalue(batch: Batch, value: Tensor) -> Batch:
+    """A batch with `value` [T, N], the critic's opinion of today, and `next_value` from it.
 
     A row's next observation is that of the row after it. Where the batch does not hold it (the last row, and a row
     after which an episode began anew within the step) `next_value` stays what it was.
     """
-    value = policy.value(batch.observation)
     following = torch.where(batch.start[1:], batch.next_value[:-1], value[1:])
     return batch.replace(value=value, next_value=torch.cat([following, batch.next_value[-1:]]))
 

@@ -23,6 +23,7 @@ SMALL |= {
     "unconstrained": dict(horizon=32, epochs=4, minibatches=4, lr=1e-3),  # nothing holds it
     "natural": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5),
     "trpo": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5),
+    "trpo_reuse": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, fisher_fraction=0.5, rollouts=2),
     "reuse": dict(horizon=32, epochs=4, minibatches=4, lr=3e-3, rollouts=3),
 }
 QUIET = dict(quiet=True, eval_every=0, eval_episodes=50, envs=4)

@@ -19,6 +19,7 @@ from proximo.algorithms.recompute import RecomputePPO
 from proximo.algorithms.reinforce import REINFORCE
 from proximo.algorithms.reuse import Reuse
 from proximo.algorithms.trpo import TRPO
+from proximo.algorithms.trpo_reuse import TRPOReuse
 from proximo.algorithms.unconstrained import Unconstrained
 from proximo.batch import Batch
 from proximo.errors import unknown
@@ -65,6 +66,7 @@ ALGORITHMS: dict[str, Any] = {
     "reuse": Reuse,
     "natural": NPG,
     "trpo": TRPO,
+    "trpo_reuse": TRPOReuse,
 }
 
 

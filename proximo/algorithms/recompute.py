@@ -51,7 +51,8 @@ class RecomputePPO:
         explained = explained_variance(batch)
         for each in range(c.epochs):
             if each > 0:
-                batch = gae(revalue(self.policy, batch), c.gamma, c.lam)
+                with torch.no_grad():
+                    batch = gae(revalue(batch, self.policy.value(batch.observation)), c.gamma, c.lam)
             reports.append(
                 sgd(self.policy, self.optimizer, self.objective, batch, 1, c.minibatches, c.max_grad_norm, standardize)
             )

@@ -7,7 +7,7 @@ fits advantages of all of them under today's value function. Here the correction
     E[min(r A, clip(r, 1 − ε, 1 + ε) A)],   r = π(a|s) / π_old(a|s),   A ∝ min(1, π_old(a|s) / π_n(a|s))
 
 Clipped around π_n instead, rows of older policies would lose their gradient before the first step (Queeney et al. 2021,
-arXiv:2111.00072, section 4).
+arXiv:2111.00072).
 """
 
 from __future__ import annotations

@@ -24,4 +24,4 @@ SETTINGS = (
     ),
 )
 # fmt: on
-TRUST = tuple(Preset(*setting, algos=("trpo", "natural")) for setting in SETTINGS)
+TRUST = tuple(Preset(*setting, algos=("trpo", "natural", "trpo_reuse")) for setting in SETTINGS)

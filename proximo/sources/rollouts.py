@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from proximo.advantages import revalue
 from proximo.batch import Batch, leaves_of
 from proximo.policy import Policy
 
@@ -48,12 +49,6 @@ class Rollouts:
 
 @torch.no_grad()
 def judged(policy: Policy, batch: Batch) -> tuple[Batch, Tensor]:
-    """A batch with today's `value` and `next_value`, and today's logp of its actions, all [T, N].
-
-    The next value is that of the next row, where the next row is the true next observation. Where it is not (the last
-    row, and where an episode was cut and the next one began in the same step) it stays what it was.
-    """
+    """A batch with today's `value` and `next_value`, and today's logp of its actions, all [T, N]."""
     now = policy.evaluate(batch)
-    begins = torch.cat([batch.start[1:], torch.ones_like(batch.start[:1])])
-    shifted = torch.cat([now.value[1:], now.value[:1]])
-    return batch.replace(value=now.value, next_value=torch.where(begins, batch.next_value, shifted)), now.logp
+    return revalue(batch, now.value), now.logp
