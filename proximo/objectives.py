@@ -100,7 +100,7 @@ def clip(epsilon: Number, high: Number | None = None) -> Term:
 
         −min(r A, clip(r, 1 − ε, 1 + ε) A),   r = π(a|s) / π_old(a|s)
 
-    With `high` the ratio is clipped to [1 − ε, 1 + high] instead (DAPO, Yu et al. 2025, arXiv:2503.14476, eq. 10).
+    With `high` the ratio is clipped to [1 − ε, 1 + high] instead (DAPO, Yu et al. 2025, arXiv:2503.14476).
 
     Reports policy_loss; kl, the estimate (r − 1) − log r of KL(π_old ‖ π) in nats; clip_fraction, the share of
     actions whose ratio lies outside.
@@ -113,7 +113,7 @@ def clip(epsilon: Number, high: Number | None = None) -> Term:
 
 
 def dual_clip(epsilon: Number, bound: Number, high: Number | None = None) -> Term:
-    """Dual-clipped surrogate (Ye et al. 2020, arXiv:1912.09729, eq. 5): a bad action costs no more than `bound` · |A|.
+    """Dual-clipped surrogate (Ye et al. 2020, arXiv:1912.09729): a bad action costs no more than `bound` · |A|.
 
         −max(min(r A, clip(r, 1 − ε, 1 + ε) A), c A)  where A < 0, else as in `clip`;   c > 1
 

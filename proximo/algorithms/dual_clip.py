@@ -1,4 +1,4 @@
-"""PPO with a dual-clipped surrogate (Ye et al. 2020, arXiv:1912.09729, eq. 5)."""
+"""PPO with a dual-clipped surrogate (Ye et al. 2020, arXiv:1912.09729)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""REINFORCE: the score function times the rewards to go (Williams 1992, Machine Learning 8, 229–256, eq. 11)."""
+"""REINFORCE: the score function times the rewards to go (Williams 1992, Machine Learning 8, 229–256)."""
 
 from __future__ import annotations
 
