@@ -104,7 +104,7 @@ def test_a_critic_that_changed_is_asked_again(mode: AutoresetMode, horizon: int)
     makers = [lambda limit=limit: Corridor(limit=limit) for limit in LIMITS]
     knows, doubles = knows_the_corridor(), Oracle(lambda x: 2 * corridor_value(x.squeeze(-1).double()))
     for batch in collections(lambda seed: SyncVectorEnv(makers, autoreset_mode=mode), knows, horizon, 60 // horizon):
-        again = revalue(doubles, batch)  # type: ignore[arg-type]
+        again = revalue(batch, doubles.value(batch.observation))
         torch.testing.assert_close(again.value, 2 * batch.value)
         stays = torch.zeros_like(batch.mask)
         stays[-1] = True

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 PROXIMAL = (
-    "ppo", "penalty", "fixed_kl", "unconstrained", "dual_clip", "adaptive_clip", "adaptive_lr", "fisher_rao", "recompute",
-    "reuse",
+    "ppo", "penalty", "fixed_kl", "unconstrained", "dual_clip", "adaptive_clip", "adaptive_lr", "fisher_rao",
+    "recompute", "reuse",
 )  # fmt: skip
 
 # Settings that say something of the task, whatever learns it.
