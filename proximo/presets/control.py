@@ -1,4 +1,4 @@
-"""PPO for Gymnasium's control tasks.
+"""PPO for Gymnasium's control tasks, MuJoCo's aside (`mujoco.py`).
 
 RL Baselines3 Zoo weighs the squared error by 0.5; here its half is weighed, so that its 0.5 is a value_coef of 1.
 """
@@ -8,11 +8,6 @@ from __future__ import annotations
 from proximo.presets.preset import Preset
 
 # fmt: off
-MUJOCO = (
-    "Ant-", "HalfCheetah-", "Hopper-", "Humanoid-", "HumanoidStandup-", "InvertedDoublePendulum-",
-    "InvertedPendulum-", "Pusher-", "Reacher-", "Swimmer-", "Walker2d-",
-)
-
 CONTROL = (
     Preset(
         "cartpole", "RL Baselines3 Zoo, ppo.yml, CartPole-v1, with a constant clip", ("CartPole-",),
@@ -33,11 +28,6 @@ CONTROL = (
         "lunarlander", "RL Baselines3 Zoo, ppo.yml, LunarLander, with reward normalisation", ("LunarLander",),
         dict(steps=1_000_000, envs=16, horizon=1024, epochs=4, minibatches=256, lr=3e-4, anneal_lr=False,
              gamma=0.999, lam=0.98, value_coef=1.0, entropy_coef=0.01, normalize_reward=True),
-    ),
-    Preset(
-        "mujoco", "Schulman et al. 2017, table 3, with observation and reward normalisation (arXiv:2005.12729)", MUJOCO,
-        dict(steps=1_000_000, envs=1, horizon=2048, epochs=10, minibatches=32, lr=3e-4, gamma=0.99, lam=0.95,
-             normalize_observation=True, normalize_reward=True),
     ),
     Preset(
         "discrete", "Schulman et al. 2017, table 5, with more and smaller minibatches, for any discrete actions", (),

@@ -1,7 +1,7 @@
-"""The two settings of PPO that benchmarks/mujoco.py compares with what was published.
+"""Settings for MuJoCo. The two of PPO are those that benchmarks/mujoco.py compares with what was published.
 
-`paper` is what Schulman et al. 2017 ran, as far as it is known. From the paper (section 6.1 and table 3): two hidden
-layers of 64 tanh units, separate towers, a horizon of 2,048, Adam with 3e-4, 10 epochs, minibatches of 64, γ 0.99,
+`paper`, which is taken where nothing else is asked for, is what Schulman et al. 2017 ran, as far as it is known. From
+the paper (section 6.1 and table 3): two hidden layers of 64 tanh units, separate towers, a horizon of 2,048, Adam with 3e-4, 10 epochs, minibatches of 64, γ 0.99,
 λ 0.95, ε 0.2, no entropy bonus. From its code alone (OpenAI Baselines, ppo1/run_mujoco.py, mlp_policy.py,
 pposgd_simple.py): observations are normalised, rewards are not, the step size falls linearly to zero, Adam's ε is 1e-5,
 gradients are not clipped. Where it differs from the code: ε stays what it is (the code lets it fall with the step
@@ -24,9 +24,23 @@ from typing import Any
 
 from proximo.presets.preset import PROXIMAL, Preset
 
+# fmt: off
+MUJOCO = (
+    "Ant-", "HalfCheetah-", "Hopper-", "Humanoid-", "HumanoidStandup-", "InvertedDoublePendulum-",
+    "InvertedPendulum-", "Pusher-", "Reacher-", "Swimmer-", "Walker2d-",
+)
+# fmt: on
 PAPER: dict[str, Any] = dict(
-    steps=1_000_000, envs=1, horizon=2048, epochs=10, minibatches=32, lr=3e-4, gamma=0.99, lam=0.95,
-    max_grad_norm=1e6, normalize_observation=True,
+    steps=1_000_000,
+    envs=1,
+    horizon=2048,
+    epochs=10,
+    minibatches=32,
+    lr=3e-4,
+    gamma=0.99,
+    lam=0.95,
+    max_grad_norm=1e6,
+    normalize_observation=True,
 )  # fmt: skip
 
 TUNED: dict[str, Any] = dict(
@@ -38,8 +52,14 @@ SWIMMER = TUNED | dict(envs=1, horizon=2048, gamma=0.9999, log_std_init=0.0, ann
 RECOMPUTE = ("recompute", *PROXIMAL)  # made for the first
 NEEDS = "tuned, with what Swimmer needs (RL Baselines3 Zoo, ppo.yml, Swimmer-v3)"
 
+A2C: dict[str, Any] = dict(
+    steps=1_000_000, envs=4, horizon=8, lr=9.6e-4, gamma=0.99, lam=0.9, value_coef=0.8, max_grad_norm=0.5,
+    normalize_observation=True, normalize_reward=True,
+)  # fmt: skip
+
 PAPERS = (
-    Preset("paper", "Schulman et al. 2017, table 3, and OpenAI Baselines' ppo1, which it was run with", (), PAPER),
+    Preset("a2c-mujoco", "RL Baselines3 Zoo, a2c.yml, HalfCheetah, plain Gaussian noise", MUJOCO, A2C, ("a2c",)),
+    Preset("paper", "Schulman et al. 2017, table 3, and OpenAI Baselines' ppo1, which it was run with", MUJOCO, PAPER),
     Preset("tuned", "one setting for all of MuJoCo, after Tianshou's examples/mujoco", (), TUNED, RECOMPUTE),
     Preset("tuned-swimmer", NEEDS, (), SWIMMER, RECOMPUTE),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from proximo.presets.control import MUJOCO
+from proximo.presets.mujoco import MUJOCO
 from proximo.presets.preset import Preset
 
 # fmt: off
