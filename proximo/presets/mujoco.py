@@ -1,13 +1,13 @@
 """Settings for MuJoCo. The two of PPO are those that benchmarks/mujoco.py compares with what was published.
 
 `paper`, which is taken where nothing else is asked for, is what Schulman et al. 2017 ran, as far as it is known. From
-the paper (section 6.1 and table 3): two hidden layers of 64 tanh units, separate towers, a horizon of 2,048, Adam with 3e-4, 10 epochs, minibatches of 64, γ 0.99,
-λ 0.95, ε 0.2, no entropy bonus. From its code alone (OpenAI Baselines, ppo1/run_mujoco.py, mlp_policy.py,
-pposgd_simple.py): observations are normalised, rewards are not, the step size falls linearly to zero, Adam's ε is 1e-5,
-gradients are not clipped. Where it differs from the code: ε stays what it is (the code lets it fall with the step
-size), observations are clipped to ±10 (the code's ±5), weights are orthogonal (the code normalises columns),
-advantages are standardised in each minibatch (the code's whole batch), and an episode cut by the time limit is
-bootstrapped (the code takes it for an end).
+the paper (section 6.1 and table 3): two hidden layers of 64 tanh units, separate towers, a horizon of 2,048, Adam
+with 3e-4, 10 epochs, minibatches of 64, γ 0.99, λ 0.95, ε 0.2, no entropy bonus. From its code alone (OpenAI
+Baselines, ppo1/run_mujoco.py, mlp_policy.py, pposgd_simple.py): observations are normalised, rewards are not, the
+step size falls linearly to zero, Adam's ε is 1e-5, gradients are not clipped. Where it differs from the code: ε stays
+what it is (the code lets it fall with the step size), observations are clipped to ±10 (the code's ±5), weights are
+orthogonal (the code normalises columns), advantages are standardised in each minibatch (the code's whole batch), and
+an episode cut by the time limit is bootstrapped (the code takes it for an end).
 
 `tuned` is one setting for all seven tasks, after Tianshou's (examples/mujoco/mujoco_ppo.py), whose PPO is the best that
 was published at 1M steps: several lanes, rewards scaled, advantages estimated anew before every pass (`--algo
