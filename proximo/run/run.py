@@ -70,6 +70,9 @@ class Run:
             lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
         elif self.strayed is not None:
             lines = [self.strayed, *lines]
+        if self.seconds > 0:
+            each = f"{self.step / self.seconds:,.0f} steps/s"
+            lines += [f"speed  {each} ({self.step:,} in {self.seconds:,.0f} s, evaluations aside)"]
         if (self.folder / folder.CURVE).exists():
             lines += [f"curve  {self.folder / folder.CURVE}"]
         return [*lines, f"folder {self.folder}"]
