@@ -96,7 +96,8 @@ MOVING = {"penalty": "beta", "adaptive_clip": "clip", "adaptive_lr": "lr"}
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, caplog: pytest.LogCaptureFixture) -> None:
     """Five updates of one graph, which is audited after the first and the fourth: what moves is seen by it."""
-    short = {name: n for name, n in dict(epochs=3, minibatches=2).items() if hasattr(ALGORITHMS[algo].Config, name)}
+    wanted = dict(epochs=3, minibatches=2, cg_iterations=5)  # near their end, conjugate gradients magnify rounding
+    short = {name: n for name, n in wanted.items() if hasattr(ALGORITHMS[algo].Config, name)}
     ends, moved = [], []
     for compile in (False, True):
         policy = policy_for(SPACES["box"])
@@ -107,7 +108,7 @@ def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, cap
         ends.append(torch.cat([parameter.detach().reshape(-1) for parameter in policy.parameters()]))
         moved = [report[MOVING[algo]] for report in reports if algo in MOVING]
     assert [record.message for record in caplog.records if record.name == "proximo"] == []
-    assert len(algorithm.optimizer.graphs) == 1
+    assert len(algorithm.optimizer.graphs) == 1 + ("cg_iterations" in short)  # policy and value function apart
     assert len(set(moved)) > 2 or algo not in MOVING
     assert (ends[0] - begin).abs().max() > 1e-3
     torch.testing.assert_close(ends[1], ends[0], rtol=0, atol=1e-5)
