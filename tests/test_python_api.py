@@ -116,9 +116,8 @@ def test_an_observation_too_large_for_float32_is_refused(tmp_path: Path) -> None
 
 
 def test_a_preset_says_for_which_algorithm_it_was_made() -> None:
-    [note] = session.preset_config("CartPole-v1", "recompute", "cartpole")[1]
-    assert note.startswith("preset cartpole (as asked): ")
-    assert note.endswith("; it was made for --algo ppo")
+    [note] = session.preset_config("CartPole-v1", "trpo", "cartpole")[1]
+    assert note.startswith("preset cartpole (as asked; steps, gamma of it, the rest is made for ppo): ")
     [note] = session.preset_config("CartPole-v1", "ppo", "cartpole")[1]
     assert "made for" not in note
 
