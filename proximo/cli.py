@@ -238,12 +238,18 @@ def finish(run: Run | seeds.Series) -> int:
     return run.code
 
 
+def said(argv: list[str], flag: str) -> str | None:
+    """What a command line gives for a flag, which decides how the rest of it is parsed."""
+    words = [word for given in argv for word in (given.split("=", 1) if given.startswith(f"{flag}=") else [given])]
+    return words[words.index(flag) + 1] if flag in words[:-1] else None
+
+
 def execute(argv: list[str]) -> int:
     """Parse and do; the exit code."""
     if argv == ["--version"]:
         print(f"proximo {version('proximo')}")
         return 0
-    algo = argv[argv.index("--algo") + 1] if "--algo" in argv[:-1] else "ppo"
+    algo = session.algorithm_asked(said(argv, "--algo"), said(argv, "--config"))
     others: dict[str, Callable[..., Any]] = {"resume": resume, "eval": eval_, "play": play, "plot": plot, "list": list_}
 
     def parse(defaults: Defaults) -> Any:

@@ -122,7 +122,7 @@ def test_a_run_without_out_lands_under_runs(command: Command, tmp_path: Path, mo
     [folder] = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"CartPole-v1-ppo-seed0-\d{8}-\d{6}.*", folder.name)
     assert done.err == ""
-    assert [line.split()[0] for line in done.out.splitlines()] == ["score", "curve", "folder"]
+    assert [line.split()[0] for line in done.out.splitlines()] == ["score", "speed", "curve", "folder"]
     assert done.out.endswith(f"folder runs/{folder.name}\n")
 
 

@@ -20,7 +20,12 @@ def test_a_signal_to_the_group_finishes_the_update_and_saves(tmp_path: Path, num
     command = [sys.executable, "-m", "proximo", "train", "CartPole-v1", "--backend", "async", "--envs", "4"]
     command += ["--steps", "10000000", "--out", str(out), "--quiet"]
     process = subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),  # whatever these tests were started with
     )
     while not (out / "metrics.jsonl").exists() or not (out / "metrics.jsonl").read_text():
         time.sleep(0.05)

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from functools import cache
 from importlib.machinery import ExtensionFileLoader
@@ -74,6 +75,7 @@ class Worker:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment,
             start_new_session=True,  # Ctrl-C is for the run, whose end is the worker's
         )  # fmt: skip
+        threading.Thread(target=self.process.wait, daemon=True).start()  # or it would stay a zombie
 
     @classmethod
     def compile(cls, request: dict[str, Any]) -> None:

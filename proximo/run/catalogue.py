@@ -11,8 +11,14 @@ from rich.text import Text
 
 from proximo.algorithms import ALGORITHMS
 from proximo.presets import PRESETS
+from proximo.presets.preset import Preset
 from proximo.sources.backends import BACKENDS
 from proximo.sources.envpool import envpool_ids
+
+
+def served(preset: Preset) -> str:
+    """The algorithms that a preset was made for, where they are not PPO and its relatives."""
+    return "" if "ppo" in preset.algos else f" (for {', '.join(preset.algos)})"
 
 
 def show(console: Console) -> None:
@@ -20,7 +26,10 @@ def show(console: Console) -> None:
     papers = {name: (sys.modules[cls.__module__].__doc__ or "").split("\n")[0] for name, cls in ALGORITHMS.items()}
     for title, rows in (
         ("algorithms", list(papers.items())),
-        ("presets", [(p.name, f"{', '.join(p.fits) or 'any'} — {p.source}") for p in PRESETS.values()]),
+        (
+            "presets",
+            [(p.name, f"{', '.join(filter(None, p.fits)) or 'any'} — {p.source}{served(p)}") for p in PRESETS.values()],
+        ),
         ("backends", list(BACKENDS.items())),
     ):
         table = Table.grid(padding=(0, 2))

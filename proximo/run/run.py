@@ -70,6 +70,11 @@ class Run:
             lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
         elif self.strayed is not None:
             lines = [self.strayed, *lines]
+        if self.ledger is not None:
+            rows = folder.read_rows(self.folder / folder.DRIFT)
+            cut = sum(row["alpha"] < 1 for row in rows)
+            drift = f"{self.ledger.drift.item():.3g} from the reference"
+            lines += [f"drift  {drift}; {cut:,} of {len(rows):,} updates were cut or undone"]
         if self.seconds > 0:
             each = f"{self.step / self.seconds:,.0f} steps/s"
             lines += [f"speed  {each} ({self.step:,} in {self.seconds:,.0f} s, evaluations aside)"]

@@ -54,6 +54,14 @@ def train(
     return begin(env, config, out, quiet, notes)
 
 
+def algorithm_asked(algo: str | None, config: str | None) -> str:
+    """The algorithm of a command line that names one, or a config.json to repeat; ConfigError where these differ."""
+    theirs = None if config is None else folder.config_file(Path(config)).algo
+    if None not in (algo, theirs) and algo != theirs:
+        raise ConfigError(f"--config repeats a run of {theirs}: leave out --algo {algo}")
+    return algo or theirs or "ppo"
+
+
 def preset_config(
     env: EnvLike, algo: str, preset: str, settings: dict[str, Any] | None = None
 ) -> tuple[Resolved, list[str]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -37,3 +38,4 @@ class Interrupts:
         if self.caught is not None:
             raise KeyboardInterrupt
         self.caught = number
+        os.write(2, b"proximo: finishing the update, then saving; again to stop at once\n")
