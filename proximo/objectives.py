@@ -155,7 +155,8 @@ def fisher_rao() -> Term:
 
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
         ratio, _ = _ratio(evaluation, batch)
-        return 0.5 * (ratio - 1).square() * torch.where(batch.mask, batch.logp, 0).exp(), {}
+        density = torch.where(batch.mask, batch.logp, 0).clamp(max=80).exp()  # float32 ends at e^88
+        return 0.5 * (ratio - 1).square() * density, {}
 
     return per_action("fisher_rao", formula)
 
@@ -195,3 +196,14 @@ def entropy() -> Term:
         return evaluation.distribution.entropy(), {}
 
     return per_action("entropy", formula)
+
+
+def told(term: Term) -> Term:
+    """A Term that is reported and not minimised."""
+
+    def compute(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        with torch.no_grad():
+            _, seen = term(evaluation, batch)
+        return torch.zeros_like(evaluation.value.sum()), seen
+
+    return Term(compute)

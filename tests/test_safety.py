@@ -73,7 +73,13 @@ def test_wrong_types_in_every_field_of_config(hostile: Path, trained: Path) -> N
     config = config_of(trained)
     assert len(leaves(config)) > 40
     for path in leaves(config):
-        number = isinstance(config[path[0]], dict) and path[-1] not in ("device", "backend", "activation", "kind")
+        number = isinstance(config[path[0]], dict) and path[-1] not in (
+            "device",
+            "backend",
+            "drift_reference",
+            "activation",
+            "kind",
+        )
         for wrong in [{}, [[]], *(["x", float("nan")] if number else [])]:
             plant(hostile, trained, changed(config, path, wrong))
             refused(hostile, proximo.load)

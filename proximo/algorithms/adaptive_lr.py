@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import GAE, Epochs, Losses
@@ -13,7 +13,7 @@ from proximo.checks import check
 from proximo.coefficients import steered
 from proximo.drift import kl, remember
 from proximo.errors import ConfigError
-from proximo.models.normalize import RewardScale
+from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
 from proximo.policy import Policy
 from proximo.state import live_tensors
@@ -53,7 +53,7 @@ class AdaptiveLR:
     def __init__(self, policy: Policy, config: AdaptiveLRConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, config.lr, eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.reward_scale = reward_scale(config, policy.device)
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:

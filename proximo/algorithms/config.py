@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from proximo.checks import check
+from proximo.coefficients import linear
 
 BOUNDS = dict(
     at_least_one=("horizon", "epochs", "minibatches"),
@@ -51,6 +52,10 @@ class Descent(OnPolicy):
     """Let the learning rate fall linearly to zero over the run."""
     max_grad_norm: float = 0.5
     """Longest gradient (L2) that is not shortened."""
+
+    def lr_at(self, progress: float) -> float:
+        """The learning rate when this share of the run is done."""
+        return linear(self.lr, 0.0, progress) if self.anneal_lr else self.lr
 
 
 @dataclass(frozen=True)

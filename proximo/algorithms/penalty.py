@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.coefficients import Coefficient, linear, steered
-from proximo.drift import kl, remember
-from proximo.models.normalize import RewardScale
+from proximo.coefficients import Coefficient, steered
+from proximo.drift import backtrack, kl, remember
+from proximo.models.normalize import reward_scale
 from proximo.objectives import entropy, kl_old, surrogate, value_error
 from proximo.policy import Policy
 from proximo.state import live_tensors
@@ -29,7 +29,7 @@ class PenaltyConfig(Proximal):
     beta: float = 1.0
     """β at the start."""
     backtrack_above: float = 4.0
-    """An update that goes further than this many times target_kl is halved until it does not."""
+    """An update that goes further than this many times target_kl is taken back until it does not."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -44,7 +44,7 @@ class Penalty:
     def __init__(self, policy: Policy, config: PenaltyConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.reward_scale = reward_scale(config, policy.device)
         self.beta = Coefficient("beta", config.beta)
         penalised = surrogate() + self.beta * kl_old()
         self.objective = penalised + config.value_coef * value_error() - config.entropy_coef * entropy()
@@ -52,27 +52,27 @@ class Penalty:
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        lr = self.optimizer.lr = c.lr_at(progress)
         batch = self.beta.on(remember(self.policy, gae(self.reward_scale(batch), c.gamma, c.lam)))
-        before, beta = self.optimizer.state["vector"].clone(), self.beta.value
+        before = {name: tensor.clone() for name, tensor in self.optimizer.state.items()}
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
         )
-        reached = kl(self.policy, batch).item()
+        beta, reached = self.beta.value, kl(self.policy, batch).item()
         self.beta.value = steered(beta, reached, c.target_kl, band=1.5, factor=2, least=2**-20, most=2**20)
         drift = {"beta": beta, "kl_after": self.backtracked(batch, before, reached)}
         return {**report, **drift, "explained_variance": explained_variance(batch), "lr": lr}
 
-    def backtracked(self, batch: Batch, before: Tensor, reached: float) -> float:
-        """Halve the way from the parameters `before` until the KL holds, or go back altogether; the KL then."""
-        vector, bound = self.optimizer.state["vector"], self.config.backtrack_above * self.config.target_kl
-        for _ in range(10):
-            if reached <= bound:
-                return reached
-            vector.lerp_(before, 0.5)
-            reached = kl(self.policy, batch).item()
-        vector.copy_(before)
-        return 0.0
+    def backtracked(self, batch: Batch, before: dict[str, Tensor], reached: float) -> float:
+        """Go back towards what was before until the bound holds, forgetting this update's gradients; the KL then."""
+        bound = self.config.backtrack_above * self.config.target_kl
+        if reached <= bound:
+            return reached
+        after = {"vector": self.optimizer.state["vector"].clone()}
+        self.optimizer.restore(before | after)
+        live = {"vector": self.optimizer.state["vector"]}
+        backtrack(live, before, reached, lambda: kl(self.policy, batch).item(), bound)
+        return kl(self.policy, batch).item()
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that `step` changes besides the policy."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.coefficients import linear
 from proximo.drift import kl, remember
-from proximo.models.normalize import RewardScale
+from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
 from proximo.policy import Policy
 from proximo.state import live_tensors
@@ -47,14 +46,14 @@ class PPO:
     def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.reward_scale = reward_scale(config, policy.device)
         value_loss = config.value_coef * value_error(config.value_clip)
         self.objective = clip(config.clip, config.clip_high) + value_loss - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        lr = self.optimizer.lr = c.lr_at(progress)
         batch = gae(self.reward_scale(batch), c.gamma, c.lam)
         if c.target_kl is not None:
             batch = remember(self.policy, batch)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, gae, revalue, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.coefficients import linear
-from proximo.models.normalize import RewardScale
+from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
 from proximo.policy import Policy
 from proximo.state import live_tensors
@@ -40,13 +39,13 @@ class RecomputePPO:
     def __init__(self, policy: Policy, config: RecomputeConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.reward_scale = reward_scale(config, policy.device)
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c, reports = self.config, []
-        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        lr = self.optimizer.lr = c.lr_at(progress)
         batch = gae(self.reward_scale(batch), c.gamma, c.lam)
         explained = explained_variance(batch)
         for each in range(c.epochs):

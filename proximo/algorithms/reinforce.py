@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, monte_carlo
 from proximo.algorithms.config import Descent, Losses
 from proximo.batch import Batch
-from proximo.coefficients import linear
-from proximo.models.normalize import RewardScale
+from proximo.models.normalize import reward_scale
 from proximo.objectives import entropy, score, value_error
 from proximo.policy import Policy
 from proximo.state import live_tensors
@@ -42,13 +41,13 @@ class REINFORCE:
     def __init__(self, policy: Policy, config: REINFORCEConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, eps=1e-5)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.reward_scale = reward_scale(config, policy.device)
         self.objective = score() + config.value_coef * value_error() - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        lr = self.optimizer.lr = c.lr_at(progress)
         batch = monte_carlo(self.reward_scale(batch), c.gamma, c.baseline)
         report = sgd(self.policy, self.optimizer, self.objective, batch, 1, 1, c.max_grad_norm)
         return {**report, "explained_variance": explained_variance(batch), "lr": lr}

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, standardize, vtrace
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.coefficients import linear
-from proximo.models.normalize import RewardScale
+from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
 from proximo.policy import Policy
 from proximo.sources.rollouts import Rollouts, judged
@@ -52,7 +51,7 @@ class Reuse:
     def __init__(self, policy: Policy, config: ReuseConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer, self.rollouts = Adam(policy, eps=1e-5), Rollouts(config.rollouts, policy.device)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
+        self.reward_scale = reward_scale(config, policy.device)
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 
     def expect(self, example: Batch) -> None:
@@ -62,7 +61,7 @@ class Reuse:
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        lr = self.optimizer.lr = c.lr_at(progress)
         self.rollouts.add(self.reward_scale(batch))
         batch = vtrace(*judged(self.policy, self.rollouts.together()), c.gamma, c.lam)
         report = sgd(

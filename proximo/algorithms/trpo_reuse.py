@@ -8,15 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.advantages import explained_variance, standardize, vtrace
 from proximo.algorithms.trpo import TRPOConfig
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.coefficients import linear
-from proximo.models.normalize import RewardScale
-from proximo.objectives import entropy, surrogate, value_error
+from proximo.models.normalize import reward_scale
+from proximo.objectives import entropy, surrogate, told, value_error
 from proximo.policy import Policy
 from proximo.sources.rollouts import Rollouts, judged
 from proximo.state import live_tensors
@@ -45,8 +44,8 @@ class TRPOReuse:
     def __init__(self, policy: Policy, config: TRPOReuseConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer, self.rollouts = Adam(policy, eps=1e-5), Rollouts(config.rollouts, policy.device)
-        self.reward_scale = RewardScale(config.gamma).to(policy.device) if config.normalize_reward else nn.Identity()
-        self.objective, self.fit = surrogate() + 0.0 * entropy(), value_error()  # entropy is told, not sought
+        self.reward_scale = reward_scale(config, policy.device)
+        self.objective, self.fit = surrogate() + told(entropy()), value_error()
 
     def expect(self, example: Batch) -> None:
         """Make room for collections like this one."""
@@ -55,7 +54,7 @@ class TRPOReuse:
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        lr = self.optimizer.lr = linear(c.lr, 0.0, progress) if c.anneal_lr else c.lr
+        lr = self.optimizer.lr = c.lr_at(progress)
         self.rollouts.add(self.reward_scale(batch))
         batch = vtrace(*judged(self.policy, self.rollouts.together()), c.gamma, c.lam)
         report = natural_step(

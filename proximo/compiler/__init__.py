@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from proximo.compiler.library import library_call, library_of
+from proximo.compiler.library import call_of
 from proximo.compiler.trace import Trace
 from proximo.replay import replayed
 
@@ -81,7 +81,7 @@ def fuse(
 def _compiled(function: Callable[..., Any], tensors: Sequence[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
     trace = Trace(function, tensors)
     if trace.arguments[0].device.type == "cpu":
-        call = library_call(library_of(trace))
+        call = call_of(trace)
     else:
         from proximo.compiler.worker import compiled
 

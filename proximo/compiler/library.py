@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import select
+import shutil
 import subprocess
 import sys
 import threading
@@ -22,26 +24,36 @@ from proximo import kernels
 from proximo.compiler.trace import Trace
 
 ENTRY = "inductor_entry_cpp"  # Inductor's name for the function in a library
+LONGEST = 600  # seconds that one graph may take
 PACKAGE = Path(__file__).parents[1]
 
 
-def library_of(trace: Trace) -> Path:
-    """The library of a trace, compiled unless this machine has it already."""
+def call_of(trace: Trace) -> Callable[..., tuple[Tensor, ...]]:
+    """The trace as a call, compiled unless this machine has its library already."""
     description = trace.description()
     threads = torch.get_num_threads()
     key = hashlib.sha256(json.dumps([description, threads, made_by()]).encode()).hexdigest()[:32]
-    path = kernels.library_folder() / f"proximo-graph-{key}.so"
+    path = kernels.library_folder() / f"graph-{key}.so"
+    request = {"trace": description, "to": str(path), "threads": threads}
     if not path.exists():
-        Worker.compile({"trace": description, "to": str(path), "threads": threads})
-    return path
+        Worker.compile(request)
+    try:
+        return library_call(path)
+    except ImportError:  # damaged
+        path.unlink(missing_ok=True)
+        Worker.compile(request)
+        return library_call(path)
 
 
 @cache
 def made_by() -> str:
-    """What a library depends on besides its trace: the versions, the processor, and how we compile."""
+    """What a library depends on besides its trace: the versions, the processor, the compilers, how we use them."""
     sources = [PACKAGE / "compiler" / "worker.py", *sorted((PACKAGE / "kernels").glob("*.*"))]
     how = hashlib.sha256(b"".join(path.read_bytes() for path in sources)).hexdigest()
-    return f"{torch.__version__} {sys.version} {kernels.processor()} {os.environ.get('CXX')} {how}"
+    compiler = shutil.which(os.environ.get("CXX", "g++")) or "c++"
+    compiler += subprocess.run([compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    here = f"{kernels.processor()} {torch.backends.cpu.get_cpu_capability()} {kernels.load()}"
+    return f"{torch.__version__} {sys.version} {here} {compiler} {how}"
 
 
 def library_call(path: Path) -> Callable[..., tuple[Tensor, ...]]:
@@ -67,6 +79,7 @@ class Worker:
     """The process that compiles; it ends by itself when nothing was asked for some time, or this process ended."""
 
     running: Worker | None = None
+    lock = threading.Lock()
 
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(PACKAGE.parent), *filter(None, sys.path)])}
@@ -80,22 +93,30 @@ class Worker:
     @classmethod
     def compile(cls, request: dict[str, Any]) -> None:
         """Wait until the request is done; RuntimeError if it cannot be."""
-        answer = cls.running.ask(request) if cls.running is not None else ""
-        if not answer:  # it was never started, or has ended
-            cls.running = worker = cls()
-            answer = worker.ask(request)
-            if not answer:
-                raise RuntimeError(f"the compiling process ended with {worker.process.wait()}")
-        if error := json.loads(answer).get("error"):
+        with cls.lock:
+            answer = cls.running.ask(request) if cls.running is not None else None
+            if answer is None:  # it was never started, or has ended
+                cls.running = worker = cls()
+                answer = worker.ask(request)
+        if answer is None:
+            raise RuntimeError("the compiling process ended")
+        if error := answer.get("error"):
             raise RuntimeError(error)
 
-    def ask(self, request: dict[str, Any]) -> str:
-        """The answer to one request, empty if the process has ended."""
+    def ask(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """The answer to one request; None if the process has ended. Whoever stops waiting ends it."""
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
             self.process.stdin.write(json.dumps(request) + "\n")
             self.process.stdin.flush()
+            if not select.select([self.process.stdout], [], [], LONGEST)[0]:
+                raise RuntimeError(f"compiling took more than {LONGEST} s")
+            line = self.process.stdout.readline()
+            return json.loads(line) if line else None
         except BrokenPipeError:
-            return ""
-        return self.process.stdout.readline()
+            return None
+        except BaseException:
+            self.process.kill()
+            Worker.running = None
+            raise

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 _tracing: ContextVar[bool] = ContextVar("tracing", default=False)
@@ -19,6 +20,14 @@ _tracing: ContextVar[bool] = ContextVar("tracing", default=False)
 UNKNOWABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 # The words of torch that stand among an operation's arguments.
 WORDS = {str(x): x for x in vars(torch).values() if isinstance(x, (torch.dtype, torch.layout, torch.memory_format))}
+
+
+# Ways out of torch, which no mode for operations sees.
+EXITS = (Tensor.numpy, Tensor.tolist, Tensor.__array__, Tensor.__dlpack__, Tensor.data_ptr)
+
+
+class Untraceable(Exception):
+    """A function that does something else with other numbers."""
 
 
 def tracing() -> bool:
@@ -30,7 +39,7 @@ class Trace:
     """`function(*tensors)`, which returns a tuple of tensors, as operations on named tensors.
 
     `arguments` are the function's own and after them the tensors that it closes over, which are used where they are.
-    Raises TypeError for what depends on numbers, such as `item()`.
+    Raises Untraceable for what depends on numbers, such as `item()`.
     """
 
     def __init__(self, function: Callable[..., Any], tensors: Sequence[Tensor]) -> None:
@@ -46,6 +55,15 @@ class Trace:
         """All there is to know of the function, for JSON; `worker.module_of` reads it."""
         outlines = [[list(x.shape), list(x.stride()), str(x.dtype)] for x in self.arguments]
         return {"arguments": outlines, "operations": self.operations, "results": self.results}
+
+
+class Exits(TorchFunctionMode):
+    """Refuses to let numbers out of tensors while it is on."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in EXITS:
+            raise Untraceable(f"{function.__name__}() takes the numbers out of a tensor")
+        return function(*args, **(kwargs or {}))
 
 
 class Tape(TorchDispatchMode):
@@ -65,21 +83,23 @@ class Tape(TorchDispatchMode):
 
     def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if UNKNOWABLE & set(operation.tags) and not by_numbers(operation, args):
-            raise TypeError(f"{operation} depends on the numbers in a tensor")
+            raise Untraceable(f"{operation} depends on the numbers in a tensor")
         args, kwargs = self.brought(args), self.brought(kwargs or {})
         written = [str(operation), self.written(args), self.written(kwargs)]
         made = operation(*args, **kwargs)
         if isinstance(made, Tensor):
             self.operations.append([*written, self.named(made, f"t{len(self.operations)}")])
-        elif isinstance(made, (tuple, list)):
+        elif isinstance(made, (tuple, list)) and made:
             names = [self.named(x, f"t{len(self.operations)}.{i}") for i, x in enumerate(made)]
             self.operations.append([*written, names])
+        elif operation._schema.is_mutable:
+            self.operations.append([*written, []])
         return made
 
     def results_of(self, function: Callable[..., Any]) -> list[str]:
         """Run the function on the stand-ins; the names of what it returns."""
         results = list[str]()
-        with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]), self:
+        with torch.random.fork_rng([] if self.device.type == "cpu" else [self.device]), Exits(), self:
             made = [self.brought(tensor) for tensor in function(*self.stand_ins)]
             taken = {memory(x) for x in (*self.stand_ins, *self.closed_over.values())}
             for tensor in made:
@@ -111,7 +131,7 @@ class Tape(TorchDispatchMode):
             return value
         if id(value) not in self.closed_over:
             if memory(value) in map(memory, self.arguments):
-                raise TypeError("it closes over the memory of an argument")
+                raise Untraceable("it closes over the memory of an argument")
             self.closed_over[id(value)] = self.argument(value)
             self.kept.append(value)
         return self.closed_over[id(value)]
@@ -129,7 +149,7 @@ class Tape(TorchDispatchMode):
             return {"device": value.type}
         if str(value) in WORDS:
             return {"word": str(value)}
-        raise TypeError(f"an operation takes {value!r}")
+        raise Untraceable(f"an operation takes {value!r}")
 
 
 def by_numbers(operation: Any, args: Any) -> bool:

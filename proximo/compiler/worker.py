@@ -28,6 +28,9 @@ IDLE = 30.0  # seconds
 
 
 def main() -> None:
+    from torch._functorch import config
+
+    config.enable_autograd_cache = False
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # whatever else prints
     while select.select([sys.stdin], [], [], IDLE)[0] and (line := sys.stdin.readline()):
@@ -37,14 +40,14 @@ def main() -> None:
             answer = compile_library(request["trace"], Path(request["to"]))
         except Exception as error:
             answer = {"error": (str(error).strip() or type(error).__name__).splitlines()[0]}
-        print(json.dumps(answer), file=answers, flush=True)
+        print(json.dumps({"to": request["to"], **answer}), file=answers, flush=True)
 
 
 def compile_library(trace: dict[str, Any], to: Path) -> dict[str, Any]:
     """The trace as a library at `to`, once its call has done what Inductor's own does."""
     from torch._inductor.codecache import CppPythonBindingsCodeCache
 
-    CppPythonBindingsCodeCache.cache_clear()  # or a library that was loaded before would not be loaded now
+    CppPythonBindingsCodeCache.cache_clear()  # or a library that was loaded for another trace would not be loaded now
     arguments = [example(*outline) for outline in trace["arguments"]]
     call = compiled(trace, arguments)
     expected = outcome(call, arguments)  # a first call loads the library
@@ -52,13 +55,17 @@ def compile_library(trace: dict[str, Any], to: Path) -> dict[str, Any]:
     if len(loaded) != 1:
         raise RuntimeError(f"Inductor made {len(loaded)} libraries of one graph")
     aside = to.with_suffix(f".{os.getpid()}")
-    shutil.copyfile(loaded.pop(), aside)
-    ours = outcome(library_call(aside), arguments)
-    for one, other in zip(ours, expected, strict=True):
-        if one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num()):
-            aside.unlink()
-            raise RuntimeError("the library does not compute what Inductor's own call of it does")
-    os.replace(aside, to)
+    try:
+        shutil.copyfile(loaded.pop(), aside)
+        ours = outcome(library_call(aside), arguments)
+        for one, other in zip(ours, expected, strict=True):
+            if one.shape != other.shape or not torch.equal(one.nan_to_num(), other.nan_to_num()):
+                raise RuntimeError("the library does not compute what Inductor's own call of it does")
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(aside, to)
+    finally:
+        aside.unlink(missing_ok=True)
     return {}
 
 
@@ -69,7 +76,8 @@ def compiled(trace: dict[str, Any], arguments: Sequence[Tensor]) -> Callable[...
 
     cpu = arguments[0].device.type == "cpu"
     table = {torch.ops.aten.tanh.default: rational_tanh, **kernels.decompositions()} if cpu else {}
-    options = {"config_patches": {"cpp_wrapper": True, **kernels.shims()} if cpu else {}}
+    own: dict[str, Any] = {"cpp_wrapper": True, "fx_graph_cache": False, **kernels.shims()}  # libraries are our cache
+    options = {"config_patches": own if cpu else {}}
     module = module_of(trace, arguments[0].device)
     graph = make_fx(module, decomposition_table=table, tracing_mode="fake")(*arguments)
     return standalone_compile(graph, list(arguments), dynamic_shapes="from_example_inputs", options=options)

@@ -9,6 +9,7 @@ import logging
 import os
 import platform
 import shutil
+import stat
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -75,14 +76,17 @@ def processor() -> str:
 
 
 def library_folder() -> Path:
-    """Where compiled code is kept: Inductor's cache. OSError if others than this user could have written there."""
+    """Where compiled code is kept, beside Inductor's. OSError if others than this user could have written there."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())
-    folder = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{user}")
-    folder.mkdir(parents=True, exist_ok=True)
-    if folder.stat().st_uid != os.getuid() or folder.stat().st_mode & 0o022:
+    place = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or f"{tempfile.gettempdir()}/torchinductor_{user}"
+    folder = Path(place) / "proximo"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o022:
         raise OSError(f"{folder} is not this user's alone, and code is loaded from it")
     return folder
 
@@ -95,7 +99,7 @@ def built() -> Path:
     made_for = " ".join([*words, torch.__version__, processor()])
     key = hashlib.sha256(SOURCE.read_bytes() + made_for.encode()).hexdigest()[:16]
     folder = library_folder()
-    library = folder / f"proximo-product-{key}.so"
+    library = folder / f"product-{key}.so"
     if not library.exists():
         with tempfile.TemporaryDirectory(dir=folder) as aside:
             made = Path(aside) / library.name

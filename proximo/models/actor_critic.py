@@ -39,8 +39,8 @@ class Network:
     def __post_init__(self) -> None:
         if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
             raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
-        if not -20 <= self.log_std_init <= 20:
-            raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -20 and 20")
+        if not -10 <= self.log_std_init <= 10:
+            raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -10 and 10")
 
 
 def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.Sequential:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -83,3 +85,8 @@ class RewardScale(nn.Module):
         self.moments.update(discounted[batch.mask].unsqueeze(-1))
         scaled = batch.reward / self.moments.std().to(batch.reward.dtype)
         return batch.replace(reward=scaled.clamp(-self.limit, self.limit))
+
+
+def reward_scale(config: Any, device: torch.device) -> nn.Module:
+    """What an algorithm's Config asks for: a RewardScale, or nothing."""
+    return RewardScale(config.gamma).to(device) if config.normalize_reward else nn.Identity()

@@ -51,7 +51,7 @@ class Ledger:
         kl, drift = asked, _ = self.measured(batch, was)
         alpha, bound = 1.0, self.config.max_kl
         if bound is not None and not kl <= bound:
-            alpha = backtrack(now, was, kl, lambda: self.measured(batch, was)[0], bound)
+            alpha = backtrack(now, was, kl, lambda: exact_kl(self.policy, was, batch), bound)
             forget(live, before)
         if alpha < 1:
             kl, drift = self.measured(batch, was)

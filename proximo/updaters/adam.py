@@ -17,7 +17,7 @@ class Adam(Optimizer):
         super().__init__(policy, lr)
         self.eps, self.betas = eps, betas
         vector = self.state["vector"]
-        self.state |= {
+        self.state = self.state | {
             "exp_avg": torch.zeros_like(vector),
             "exp_avg_sq": torch.zeros_like(vector),
             # β₁ᵗ and β₂ᵗ, kept as products: a power would be taken anew for every few parameters of a compiled step

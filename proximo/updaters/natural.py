@@ -36,11 +36,11 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int, tolerance: 
     """
     x, residual, direction = torch.zeros_like(b), b, b
     square = b @ b
-    enough = tolerance**2 * square
+    enough, goes_on = tolerance**2 * square, torch.ones_like(square, dtype=torch.bool)
     for _ in range(iterations):
         along = product(direction)
         curvature = direction @ along
-        goes_on = (square > enough) & ~(curvature <= 0)  # NaN goes on, and so is seen in the end
+        goes_on = goes_on & (square > enough) & ~(curvature <= 0)  # NaN goes on, and so is seen in the end
         length = torch.where(goes_on, square / curvature, 0)
         x, residual = x + length * direction, residual - length * along
         before, square = square, residual @ residual
@@ -175,7 +175,7 @@ class Surface:
 
     def slope(self, rows: Batch) -> tuple[Tensor, Distribution]:
         """The loss's gradient [P], and the distributions, where the policy is now."""
-        gradient, *made = self._call(self._slope, rows, self.vector)
+        gradient, *made = self._call(self._slope, rows, self.vector.clone())
         return gradient, with_leaves(self.kind, made)
 
     def fisher(self, rows: Batch) -> Product:

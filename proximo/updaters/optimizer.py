@@ -37,7 +37,10 @@ class Optimizer:
     def __init__(self, policy: Any, lr: float) -> None:
         self.shapes = {name: parameter.shape for name, parameter in trainable(policy).items()}
         vector = packed(policy)
-        self.state = {"vector": vector, "lr": torch.tensor(lr, dtype=torch.float64, device=vector.device)}
+        self.state: dict[str, Tensor] = {
+            "vector": vector,
+            "lr": torch.tensor(lr, dtype=torch.float64, device=vector.device),
+        }
         self.graphs: dict[Any, Any] = {}  # compiled gradient steps
 
     def descend(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
