@@ -36,3 +36,24 @@ def restore(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str)
             raise CheckpointError(f"{where}: tensor {name!r} holds NaN or infinity")
     for name, tensor in live.items():
         tensor.copy_(saved[name])
+
+
+class Snapshot:
+    """Copies of live tensors, by name, taken again and again: whole memories, for many tensors are views of few."""
+
+    def __init__(self, live: Mapping[str, Tensor]) -> None:
+        self.tensors: dict[str, Tensor] = {}
+        self.pairs: dict[int, tuple[Tensor, Tensor]] = {}  # the bytes of each memory, and their copy
+        for name, tensor in live.items():
+            memory = tensor.untyped_storage()
+            if memory.data_ptr() not in self.pairs:
+                whole = torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(memory)
+                self.pairs[memory.data_ptr()] = whole, whole.clone()
+            copy = self.pairs[memory.data_ptr()][1].untyped_storage()
+            view = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
+            self.tensors[name] = view.set_(copy, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+    def take(self) -> None:
+        """Make the copies what the live tensors are now."""
+        for whole, copy in self.pairs.values():
+            copy.copy_(whole)

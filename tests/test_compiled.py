@@ -306,11 +306,73 @@ def test_a_tensor_that_a_function_closes_over_is_used_where_it_is() -> None:
 @needs_compiler
 @pytest.mark.parametrize(
     "function",
-    [lambda x: (x[x > 0],), lambda x: (x.nonzero(),), lambda x: (x * x.sum().item(),), lambda x: (SAME + x,)],
+    [
+        lambda x: (x[x > 0],),
+        lambda x: (x.nonzero(),),
+        lambda x: (x * x.sum().item(),),
+        lambda x: (SAME + x,),
+        lambda x: (x * x.tolist()[0],),
+        lambda x: (torch.from_numpy(2 * x.numpy()),),
+        lambda x: (x * np.asarray(x)[0],),
+    ],
 )
 def test_what_depends_on_numbers_is_not_compiled(function: Any) -> None:
     with compiling(True):
         assert fuse(function, [SAME]) is None
+
+
+@needs_compiler
+def test_operations_that_return_nothing_are_done() -> None:
+    def function(x: Tensor) -> tuple[Tensor]:
+        torch._foreach_add_([x], 1.0)  # type: ignore[attr-defined]
+        return (2 * x,)
+
+    x = torch.ones(3)
+    with compiling(True):
+        call = fuse(function, [x])
+        assert call is not None
+        assert torch.equal(call(x)[0], torch.full((3,), 4.0))
+    assert torch.equal(x, torch.full((3,), 2.0))
+
+
+@needs_compiler
+def test_two_traces_of_one_graph_are_both_compiled() -> None:
+    now = time.time()
+    with compiling(True):
+        for function in (lambda x: (x * now + 0,), lambda x: (x * now + 0.0,)):
+            call = fuse(function, [SAME])
+            assert call is not None
+            torch.testing.assert_close(call(SAME)[0], SAME * now)
+
+
+@needs_compiler
+def test_a_damaged_library_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    with compiling(True):
+        assert fuse(lambda x: (x + 2,), [SAME]) is not None
+        [library] = (tmp_path / "proximo").glob("graph-*.so")
+        assert (tmp_path / "proximo").stat().st_mode & 0o777 == 0o700
+        library.unlink()  # this process has it loaded
+        library.write_bytes(b"")
+        call = fuse(lambda x: (x + 2,), [SAME])
+        assert call is not None
+        assert torch.equal(call(SAME)[0], SAME + 2)
+
+
+@needs_compiler
+def test_a_wait_that_is_cut_short_spoils_no_later_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    def impatient(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    now = time.time()
+    with compiling(True):
+        with monkeypatch.context() as patch:
+            patch.setattr("proximo.compiler.library.select.select", impatient)
+            with pytest.raises(KeyboardInterrupt):
+                fuse(lambda x: (x - now,), [SAME])
+        call = fuse(lambda x: (x + now,), [SAME])
+        assert call is not None
+        torch.testing.assert_close(call(SAME)[0], SAME + now)
 
 
 @needs_compiler

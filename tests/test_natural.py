@@ -330,3 +330,9 @@ def test_a_number_that_changes_behind_the_surface_is_noticed() -> None:
         with pytest.raises(StaleGraph, match="changed after it was compiled"):
             natural_step(policy, optimizer, objective, batch, 1e-3)
     assert torch.equal(optimizer.state["vector"], before)
+
+
+def test_conjugate_gradients_stand_still_where_no_curvature_is_left() -> None:
+    matrix, b = torch.diag(torch.tensor([1.0, 0.0, 0.0])), torch.tensor([1.0, 1.0, 0.0])
+    few, many = (conjugate_gradient(lambda v: matrix @ v, b, iterations) for iterations in (3, 30))
+    assert torch.equal(few, many)

@@ -7,8 +7,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from proximo.errors import ProximoError
 from proximo.run.evaluate import evaluate
 from proximo.run.log import RunLog
@@ -16,7 +14,7 @@ from proximo.run.panel import Reporter
 from proximo.run.run import Run, save, save_if_new
 from proximo.run.seeding import LANES, UPDATES, derived, seed_all
 from proximo.run.signals import Interrupts
-from proximo.state import live_tensors, restore
+from proximo.state import Snapshot, live_tensors, restore
 
 
 def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
@@ -73,14 +71,15 @@ class Guard:
     """Brings a run's tensors back to what they were when something fails, and saves what was learned until then."""
 
     def __init__(self, run: Run) -> None:
-        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm)
-        self.before = {name: tensor.detach().clone() for name, tensor in self.live.items()}
+        ledger = {} if run.ledger is None else {"ledger": run.ledger}
+        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, **ledger)
+        self.snapshot = Snapshot(self.live)
+        self.before = self.snapshot.tensors
 
     @contextmanager
     def kept(self) -> Iterator[None]:
         """A block after whose failure the run's tensors are as they were before it."""
-        with torch.no_grad():
-            torch._foreach_copy_(list(self.before.values()), list(self.live.values()))  # type: ignore[attr-defined]
+        self.snapshot.take()
         try:
             yield
         except (ProximoError, KeyboardInterrupt):
