@@ -125,7 +125,7 @@ for step in itertools.count(int(sys.argv[2])):
 
 def test_killed_at_random_moments(tmp_path: Path) -> None:
     step, midway = 0, 0
-    for _ in range(8):
+    for kills in itertools.count(1):
         command = [sys.executable, "-c", SAVE_FOREVER, str(tmp_path / "checkpoints"), str(step + 1)]
         process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
@@ -138,7 +138,9 @@ def test_killed_at_random_moments(tmp_path: Path) -> None:
         for tensors in (newest.model, newest.state):
             assert torch.equal(tensors["weight"], torch.full((LENGTH,), float(newest.info["step"])))
         midway += any((tmp_path / "checkpoints").glob(".writing-*"))
-    assert midway, "no kill came in the middle of a save: nothing was shown"
+        if midway and kills >= 8:
+            break
+        assert kills < 80, "no kill came in the middle of a save: nothing was shown"
 
 
 @pytest.mark.parametrize("name", FILES)
