@@ -284,6 +284,7 @@ def test_every_algorithm_is_held_and_the_ledger_is_true(
     """At a learning rate of a hundred times what is asked for in the suite, where there is one."""
     settings = {**SMALL[algo], **NORMAL, **QUIET}
     settings |= dict(lr=100 * settings["lr"]) if "lr" in settings else {}
+    settings |= dict(lr_max=1.0) if hasattr(ALGORITHMS[algo].Config, "lr_max") else {}
     bound = 1e-3
     run = proximo.train(env, algo, steps=1024, max_kl=bound, compile=compile, out=tmp_path / "run", **settings)
     told, total = rows(run.folder), 0.0

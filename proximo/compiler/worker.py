@@ -45,9 +45,10 @@ def main() -> None:
 
 def compile_library(trace: dict[str, Any], to: Path) -> dict[str, Any]:
     """The trace as a library at `to`, once its call has done what Inductor's own does."""
-    from torch._inductor.codecache import CppPythonBindingsCodeCache
+    from torch._inductor.codecache import CppPythonBindingsCodeCache, CppWrapperCodeCache
 
     CppPythonBindingsCodeCache.cache_clear()  # or a library that was loaded for another trace would not be loaded now
+    CppWrapperCodeCache.cache_clear()
     arguments = [example(*outline) for outline in trace["arguments"]]
     call = compiled(trace, arguments)
     expected = outcome(call, arguments)  # a first call loads the library

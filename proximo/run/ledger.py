@@ -54,8 +54,8 @@ class Ledger:
             alpha = backtrack(now, was, kl, lambda: exact_kl(self.policy, was, batch), bound)
             forget(live, before)
         if alpha < 1:
-            kl, drift = self.measured(batch, was)
-        kl = kl if alpha > 0 else 0.0
+            kl = exact_kl(self.policy, was, batch) if alpha > 0 else 0.0
+            drift = self.measured(batch, was)[1]
         self.kl_sum.add_(bounded(kl)).clamp_(max=LARGEST)
         self.drift.fill_(bounded(drift))
         done = {"alpha": alpha, "kl": kl, "drift": drift, "kl_sum": self.kl_sum.item()}
