@@ -38,4 +38,5 @@ class Interrupts:
         if self.caught is not None:
             raise KeyboardInterrupt
         self.caught = number
-        os.write(2, b"proximo: finishing the update, then saving; again to stop at once\n")
+        if os.isatty(2):
+            os.write(2, b"proximo: finishing the update, then saving; again to stop at once\n")
