@@ -7,7 +7,6 @@ import itertools
 from typing import Any
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -389,7 +388,8 @@ def test_an_update_that_goes_too_far_is_taken_back(bound: float) -> None:
     else:
         share = (part.norm() / whole.norm()).item()
         torch.testing.assert_close(part, share * whole, rtol=1e-3, atol=1e-6)
-        assert np.log2(share) == pytest.approx(round(np.log2(share)), abs=1e-2)
+        assert 0 < share < 1
+        assert near > bound / 8 or bound < 1e-6  # a step goes back to half of it at most, where KL is a quarter
 
 
 def test_the_learning_rate_follows_the_kl_after_each_pass() -> None:
