@@ -93,7 +93,7 @@ PATH = {
     "reduce.py",
 }
 BESIDE = {"batch.py", "sources/episodes.py", "coefficients.py"}  # statistics and the learning rate
-BESIDE |= {"updaters/adam.py", "updaters/optimizer.py"}
+BESIDE |= {"updaters/adam.py", "updaters/optimizer.py", "algorithms/config.py"}
 BESIDE |= {"compiler/__init__.py", "updaters/graph.py"}  # asked, and off
 
 

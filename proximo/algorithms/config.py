@@ -1,8 +1,4 @@
-"""What the Configs of on-policy algorithms share: each extends those of these that it uses, and adds its own.
-
-class PPOConfig(Proximal): ...
-class A2CConfig(Losses, Descent, GAE): ...
-"""
+"""What the Configs of on-policy algorithms share: each extends those of these that it uses, and adds its own."""
 
 from __future__ import annotations
 
