@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from proximo.batch import Batch, tree_map
+from proximo.batch import Batch
 from proximo.compiler import compiling_is_on, fused, lent
 from proximo.policy import Policy
 from proximo.reduce import masked_mean
@@ -30,19 +30,10 @@ def tensors_of(policy: Policy) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in own}
 
 
-@torch.no_grad()
-def remember(policy: Policy, batch: Batch) -> Batch:
-    """A batch with the policy's distributions of now as `old` [T, N, ...]: for exact KL terms, before an update.
-
-    Copies: a distribution may hold parameters themselves, such as a Gaussian's deviation, which the update changes.
-    """
-    return batch.replace(old=tree_map(torch.clone, policy.evaluate(batch).distribution))
-
-
 def kl(policy: Policy, batch: Batch) -> Tensor:
     """Mean exact KL(old ‖ now), nats, over the live rows of the whole batch: a scalar without gradient.
 
-    `batch.old` are the distributions from before, see `remember`. One compiled call where compiling is on.
+    `batch.old` are the distributions that collected, as sources give them. One compiled call where compiling is on.
     """
     rows = Batch(observation=batch.observation, action=batch.action, mask=batch.mask, old=batch.old)
 

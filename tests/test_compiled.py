@@ -30,7 +30,7 @@ from proximo.run.config import resolved
 from proximo.run.machine import choose_compile
 from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd
-from tests.toys import Toy
+from tests.toys import Toy, remembered
 
 SPACES = {
     "discrete": gym.spaces.Discrete(3, start=1),
@@ -121,7 +121,7 @@ def collection_for(policy: ActorCritic) -> Batch:
     opinion, last = policy.evaluate(batch), torch.zeros(1, 4)
     flags = {name: torch.zeros_like(batch.mask) for name in ("terminated", "truncated", "start")}
     columns = dict(value=opinion.value, next_value=torch.cat([opinion.value[1:], last]), logp=opinion.logp)
-    return batch.replace(**flags, **columns, reward=batch.action[..., 0].sin())
+    return remembered(policy, batch.replace(**flags, **columns, reward=batch.action[..., 0].sin()))
 
 
 @needs_compiler

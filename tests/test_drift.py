@@ -24,7 +24,7 @@ from proximo.algorithms import ALGORITHMS
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.drift import TRIALS, backtrack, exact_kl, remember, tensors_of
+from proximo.drift import TRIALS, backtrack, exact_kl, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
@@ -39,7 +39,7 @@ from proximo.state import live_tensors
 from tests.conftest import Command, Complaint
 from tests.test_compiled import SPACES, batch_for, needs_compiler, policy_for
 from tests.test_suite import SMALL
-from tests.toys import Recall, RecallContinuous
+from tests.toys import Recall, RecallContinuous, remembered
 
 State = dict[str, Tensor]
 QUIET: dict[str, Any] = dict(quiet=True, eval_every=0, eval_episodes=1, envs=4)
@@ -245,7 +245,7 @@ def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
 def test_what_is_remembered_does_not_move_with_the_policy() -> None:
     policy = policy_for(SPACES["box"])
     batch = batch_for(policy)
-    for seen in (remember(policy, batch), judged(policy, batch)):
+    for seen in (remembered(policy, batch), judged(policy, batch)):
         before = [part.clone() for part in seen.old]
         with torch.no_grad():
             policy.head.log_std.add_(1)

@@ -20,7 +20,7 @@ from proximo.algorithms.penalty import Penalty, PenaltyConfig
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
 from proximo.coefficients import Coefficient, steered
-from proximo.drift import kl, remember
+from proximo.drift import kl
 from proximo.errors import ConfigError
 from proximo.models.actor_critic import ActorCritic, Network
 from proximo.models.distributions import Categorical
@@ -32,6 +32,7 @@ from proximo.updaters.optimizer import Optimizer
 from proximo.updaters.rmsprop import RMSProp
 from proximo.updaters.sgd import sgd
 from tests.test_identities import SPACES, gradient, policy_for, random_batch
+from tests.toys import remembered
 
 THREE = Categorical(torch.zeros(1, 3))
 
@@ -270,7 +271,7 @@ def collected(policy: ActorCritic, steps: int = 16, lanes: int = 4) -> Batch:
     with torch.no_grad():
         opinion = policy.evaluate(batch)
     batch = batch.replace(logp=opinion.logp, value=opinion.value, reward=torch.randn(steps, lanes), start=no)
-    return batch.replace(next_value=opinion.value, terminated=no, truncated=no)
+    return remembered(policy, batch.replace(next_value=opinion.value, terminated=no, truncated=no))
 
 
 def fresh() -> ActorCritic:
@@ -281,7 +282,7 @@ def fresh() -> ActorCritic:
 @pytest.mark.parametrize("space", SPACES, ids=lambda s: type(s).__name__)
 def test_what_is_remembered_stays_when_the_policy_moves(space: gym.Space) -> None:
     policy = policy_for(space)
-    batch = remember(policy, random_batch(policy))
+    batch = remembered(policy, random_batch(policy))
     before = batch.map(torch.clone).leaves()
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -293,7 +294,7 @@ def test_what_is_remembered_stays_when_the_policy_moves(space: gym.Space) -> Non
 
 def test_the_kl_of_a_batch_is_the_mean_over_its_live_rows() -> None:
     policy = fresh()
-    batch = remember(policy, collected(policy))
+    batch = collected(policy)
     assert kl(policy, batch).item() == pytest.approx(0, abs=1e-6)
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -379,7 +380,7 @@ def test_an_update_that_goes_too_far_is_taken_back(bound: float) -> None:
         torch.manual_seed(0)
         reached = algorithm.step(batch, 0.0)["kl_after"]
         ends.append((algorithm.optimizer.state["vector"] - before, float(reached)))
-        measured = kl(policy, remember(fresh(), batch)).item()
+        measured = kl(policy, batch).item()
         assert measured == pytest.approx(float(reached), abs=1e-6)
     (whole, far), (part, near) = ends
     assert near <= bound < far

@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from proximo.batch import Batch, tree_map
+from proximo.policy import Policy
 from proximo.sources.tensors import Transition
 
 GAMMA = 0.9
@@ -166,3 +168,9 @@ class Faulty(gym.Env):
 
 def breaks_down(*made: Any) -> Any:
     raise RuntimeError("the simulator\nis gone")
+
+
+@torch.no_grad()
+def remembered(policy: Policy, batch: Batch) -> Batch:
+    """The batch with the column `old` that a source would give it: the policy's distributions of now, copied."""
+    return batch.replace(old=tree_map(torch.clone, policy.evaluate(batch).distribution))

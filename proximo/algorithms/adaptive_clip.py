@@ -11,7 +11,7 @@ from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import Coefficient, steered
-from proximo.drift import kl, remember
+from proximo.drift import kl
 from proximo.errors import ConfigError
 from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
@@ -59,7 +59,7 @@ class AdaptiveClip:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
-        batch = self.epsilon.on(remember(self.policy, gae(self.reward_scale(batch), c.gamma, c.lam)))
+        batch = self.epsilon.on(gae(self.reward_scale(batch), c.gamma, c.lam))
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
         )

@@ -11,7 +11,7 @@ from proximo.algorithms.config import GAE, Epochs, Losses
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import steered
-from proximo.drift import kl, remember
+from proximo.drift import kl
 from proximo.errors import ConfigError
 from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
@@ -59,7 +59,7 @@ class AdaptiveLR:
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        batch = remember(self.policy, gae(self.reward_scale(batch), c.gamma, c.lam))
+        batch = gae(self.reward_scale(batch), c.gamma, c.lam)
         reached = 0.0
 
         def follow() -> bool:

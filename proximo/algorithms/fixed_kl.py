@@ -10,7 +10,6 @@ from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.drift import remember
 from proximo.models.normalize import reward_scale
 from proximo.objectives import entropy, kl_old, surrogate, value_error
 from proximo.policy import Policy
@@ -47,7 +46,7 @@ class FixedKL:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
-        batch = remember(self.policy, gae(self.reward_scale(batch), c.gamma, c.lam))
+        batch = gae(self.reward_scale(batch), c.gamma, c.lam)
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
         )

@@ -11,7 +11,7 @@ from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import Coefficient, steered
-from proximo.drift import backtrack, kl, remember
+from proximo.drift import backtrack, kl
 from proximo.models.normalize import reward_scale
 from proximo.objectives import entropy, kl_old, surrogate, value_error
 from proximo.policy import Policy
@@ -53,7 +53,7 @@ class Penalty:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
-        batch = self.beta.on(remember(self.policy, gae(self.reward_scale(batch), c.gamma, c.lam)))
+        batch = self.beta.on(gae(self.reward_scale(batch), c.gamma, c.lam))
         before = {name: tensor.clone() for name, tensor in self.optimizer.state.items()}
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize

@@ -10,7 +10,7 @@ from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
-from proximo.drift import kl, remember
+from proximo.drift import kl
 from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
 from proximo.policy import Policy
@@ -55,8 +55,6 @@ class PPO:
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
         batch = gae(self.reward_scale(batch), c.gamma, c.lam)
-        if c.target_kl is not None:
-            batch = remember(self.policy, batch)
         reached: list[float] = []
 
         def far() -> bool:
