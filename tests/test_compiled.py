@@ -193,7 +193,7 @@ def test_a_number_that_changes_behind_the_graph_is_noticed(name: str, value: flo
     policy, numbers = policy_for(SPACES["box"]), Numbers()
     optimizer, batch, objective = Adam(policy, lr=1e-2), batch_for(policy), numbers.term()
     with compiling(True):
-        for _ in range(3):
+        for _ in range(15):
             sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
         before = optimizer.state["vector"].clone()
         setattr(numbers, name, value)

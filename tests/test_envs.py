@@ -8,6 +8,8 @@ x' = x + τ ẋ tells what the true next position is.
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import gymnasium as gym
@@ -259,3 +261,25 @@ def test_a_maker_that_fails_in_its_worker_alone_is_no_disk_error() -> None:
 
     with pytest.raises(EnvFailure):
         collections(lanes_for(maker, 2, "async").make, knows_the_corridor(), 2, 1)
+
+
+def test_envpool_loads_the_families_that_are_asked_for_and_no_others() -> None:
+    """Nor does it lose those that somebody else in the process asks for later."""
+    program = """
+import sys
+from proximo.sources.envpool import EnvPoolLanes, envpool_ids
+def loaded():
+    libraries = (name.split(".") for name in sys.modules if name.endswith("_envpool"))
+    return {parts[1] for parts in libraries} - {"python"}
+assert {"Pong-v5", "CartPole-v1", "HalfCheetah-v5"} <= set(envpool_ids()) and not loaded()
+EnvPoolLanes("CartPole-v1", 2, 0).close()
+assert loaded() == {"classic_control"}, loaded()
+assert not any(name.startswith("matplotlib") for name in sys.modules)
+import envpool
+envpool.make_gymnasium("Catch-v0").close()
+assert loaded() == {"classic_control", "toy_text"}, loaded()
+import envpool.atari
+assert envpool.atari.AtariGymnasiumEnvPool
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

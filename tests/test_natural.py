@@ -323,7 +323,7 @@ def test_a_number_that_changes_behind_the_surface_is_noticed() -> None:
     policy, numbers = policy_for(SPACES["box"]), Numbers()
     optimizer, batch, objective = Adam(policy), on_policy(policy), numbers.term()
     with compiling(True):
-        for _ in range(3):
+        for _ in range(15):
             natural_step(policy, optimizer, objective, batch, 1e-3)
         before = optimizer.state["vector"].clone()
         numbers.epsilon = 0.001

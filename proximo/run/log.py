@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from proximo.errors import RunFolderError
+from proximo.run.events import EventFile
 from proximo.run.folder import DRIFT, EVALS, METRICS
 
 
@@ -18,26 +18,18 @@ class RunLog:
     """Appends one object per update and per evaluation; what is written is on its way to the disk at once."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        # TensorBoard's package takes a second to import; only a run that trains pays for it.
-        from tensorboard.compat.proto import event_pb2, summary_pb2
-        from tensorboard.summary.writer.event_file_writer import EventFileWriter
-
-        proto: Any = vars(event_pb2) | vars(summary_pb2)  # made as they are imported: no type checker knows them
-        self.event, self.summary, session = proto["Event"], proto["Summary"], proto["SessionLog"]
         self.folder, self.drift_file = folder, cast(IO[str] | None, None)
         with self.writing():
             self.metrics_file = (folder / METRICS).open("a", buffering=1)
             self.evals_file = (folder / EVALS).open("a", buffering=1)
-            self.events = EventFileWriter(str(folder))
-            again = session(status=session.START)  # what an earlier process wrote from this step on is void
-            self.events.add_event(self.event(step=step + 1, wall_time=time.time(), session_log=again))
+            self.events = EventFile(folder, step)
 
     def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write an update's metrics; returns them as written (numbers that are not finite become null)."""
         row = {name: finite(value) for name, value in row.items()}
         with self.writing():
             self.metrics_file.write(json.dumps(row) + "\n")
-            self.show("train", row["step"], {name: row[name] for name in row.keys() - {"step", "update"}})
+            self.show("train", row["step"], {name: row[name] for name in row if name not in ("step", "update")})
         return row
 
     def evaluation(self, row: dict[str, Any]) -> None:
@@ -54,9 +46,7 @@ class RunLog:
 
     def show(self, group: str, step: int, row: dict[str, Any]) -> None:
         """Numbers for TensorBoard, all in one event."""
-        said = [(f"{group}/{name}", number) for name, number in row.items() if number is not None]
-        values = [self.summary.Value(tag=tag, simple_value=number) for tag, number in said]
-        self.events.add_event(self.event(wall_time=time.time(), step=step, summary=self.summary(value=values)))
+        self.events.scalars(step, {f"{group}/{name}": number for name, number in row.items() if number is not None})
 
     def close(self) -> None:
         with self.writing():

@@ -16,7 +16,7 @@ from proximo.sources.tensors import TensorEnv
 
 WIDE = 512  # units from which a layer gains by a GPU
 # Seconds, from docs/performance.md: what compiling costs the first time, and what it then saves.
-COMPILING = 15.0
+COMPILING = 20.0
 SAVED_PER_GRADIENT_STEP = 0.6e-3
 SAVED_PER_VECTOR_STEP = 20e-6
 
@@ -57,7 +57,7 @@ def choose_compile(config: Resolved) -> tuple[str, str]:
     updates = config.run.steps // config.rollout
     parts = getattr(config.algorithm, "epochs", 1) * getattr(config.algorithm, "minibatches", 1)
     saved = updates * (parts * SAVED_PER_GRADIENT_STEP + config.algorithm.horizon * SAVED_PER_VECTOR_STEP)
-    if saved < 2 * COMPILING:
+    if saved < 1.5 * COMPILING:
         return "off", f"it would save about {saved:.0f} s of this run, and take {COMPILING:.0f} s the first time"
     return "on", f"it saves about {saved:.0f} s of this run (the first time it takes {COMPILING:.0f} s)"
 

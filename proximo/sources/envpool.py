@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.util
 import io
 import os
+import sys
 import warnings
+from functools import cache
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -28,10 +33,39 @@ def envpool_ids() -> list[str]:
     """Every id EnvPool has; none where it is not installed."""
     if importlib.util.find_spec("envpool") is None:
         return []
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        import envpool
+    return list(envpool().list_all_envs())
 
-        return list(envpool.list_all_envs())
+
+@cache
+def envpool() -> Any:
+    """EnvPool's module, whose families are loaded when one of their environments is made.
+
+    Importing it the usual way loads the libraries of all families (and, through Jumanji's, matplotlib): 108 MB and
+    0.7 s. Only their lists of ids are needed. So the families' packages are empty while the lists are read, and are
+    found anew when they are asked for, by us or by anyone else.
+    """
+    emptied = {} if "envpool" in sys.modules else empty_families()
+    sys.modules |= emptied
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            return importlib.import_module("envpool")
+    finally:
+        for name in emptied:
+            del sys.modules[name]
+
+
+def empty_families() -> dict[str, ModuleType]:
+    """{name: a package that was not run} of those parts of EnvPool that list environments."""
+    found = importlib.util.find_spec("envpool")
+    root, empty = Path(str(found and found.origin)).parent, dict[str, ModuleType]()
+    for family in sorted(listing.parent for listing in root.rglob("*/registration.py")):
+        name = ".".join(("envpool", *family.relative_to(root).parts))
+        spec = importlib.util.spec_from_file_location(
+            name, family / "__init__.py", submodule_search_locations=[str(family)]
+        )
+        if spec is not None:
+            empty[name] = importlib.util.module_from_spec(spec)
+    return empty
 
 
 def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bool:
@@ -51,14 +85,12 @@ class EnvPoolLanes(gym.vector.VectorEnv):
     """EnvPool under Gymnasium's vector interface. Its autoreset is NEXT_STEP; its seed is given when it is made."""
 
     def __init__(self, name: str, lanes: int, seed: int, max_episode_steps: int | None = None) -> None:
-        import envpool
-
         extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
         size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
         with warnings.catch_warnings():  # of the precision of its bounds
             warnings.simplefilter("ignore")
             try:
-                self.pool: Any = envpool.make(name, env_type="gymnasium", **size, **extra)
+                self.pool: Any = envpool().make(name, env_type="gymnasium", **size, **extra)
             except Exception as error:
                 raise ConfigError(f"EnvPool cannot make {name} with {size | extra}: {error}") from error
             self.single_observation_space = self.pool.observation_space

@@ -33,7 +33,7 @@ class EnvSource:
     def __init__(self, make: MakeEnvs, horizon: int) -> None:
         self.make, self.horizon = make, horizon
         self.envs: gym.vector.VectorEnv | None = None
-        self.policy: Policy | None = None  # the one that `act` and `judge` are for
+        self.policy: Any = None  # the one that `act` and `judge` are for
         self.episodes = Episodes()
         self.taken = 0  # vector steps since the restart, for messages
 
@@ -129,16 +129,15 @@ class EnvSource:
         The next value of a row is the value of the next row, of what came last for the last row, and of the final
         observation where `finals` has one.
         """
-        policy: Any = self.policy
-        seen = batch.replace(last=self.rows[-1].to(policy.device))
-        self.judge = self.judge or judging(policy, seen)
-        judged = self.judge(seen)
+        seen = batch.replace(last=self.rows[-1].to(batch.mask.device))
+        self.judge = self.judge or judging(self.policy, seen)
+        opinion = self.judge(seen)
         if self.finals:
-            t, lane = (torch.tensor(index, device=policy.device) for index in zip(*self.finals, strict=True))
+            t, lane = (torch.tensor(index, device=seen.last.device) for index in zip(*self.finals, strict=True))
             with torch.no_grad():
                 final = torch.as_tensor(np.stack(list(self.finals.values()))).to(seen.last)
-                judged.next_value[t, lane] = policy.value(final)
-        return batch.replace(**vars(judged))
+                opinion.next_value[t, lane] = self.policy.value(final)
+        return batch.replace(**vars(opinion))
 
     def _remember(self, t: int, ended: np.ndarray, final: Any) -> None:
         """Keep the final observations of the lanes whose episode ended."""
@@ -207,19 +206,24 @@ def acting(policy: Policy, observation: Tensor, noise: Tensor) -> Callable[..., 
 
 
 def judging(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:
-    """What the policy thinks of batches like this one, whose column `last` are the observations that came after it.
+    """`judged` for batches like this one."""
+
+    def judge(batch: Batch) -> Batch:
+        return judged(policy, batch)
+
+    return fused_batch(policy, judge, example)
+
+
+def judged(policy: Policy, batch: Batch) -> Batch:
+    """What the policy thinks of a batch whose column `last` are the observations that came after it.
 
     The columns are logp, value, next_value and `old`, the distributions, which a bound on the update, a penalty or a
     natural gradient would else ask for again.
     """
-
-    def judge(batch: Batch) -> Batch:
-        logp, value, distribution = policy.evaluate(batch)
-        next_value = torch.cat([value[1:], policy.value(batch.last).unsqueeze(0)])
-        # a clone, for a distribution may hold a parameter, which is about to change
-        return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))
-
-    return fused_batch(policy, judge, example)
+    logp, value, distribution = policy.evaluate(batch)
+    next_value = torch.cat([value[1:], policy.value(batch.last).unsqueeze(0)])
+    # a clone, for a distribution may hold a parameter, which is about to change
+    return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))
 
 
 def as_float32(values: Any) -> np.ndarray:

@@ -24,18 +24,26 @@ class Episodes:
 
     def add(self, reward: np.ndarray, mask: np.ndarray, ended: np.ndarray) -> None:
         """Take in rewards (zero in dead rows), live rows and ends, [T, N] each."""
-        begin = np.zeros(ended.shape[1], int)  # the first row of each lane's open episode
-        returns, lengths, count = self.returns.numpy(), self.lengths.numpy(), int(self.count)
-        for t, lane in np.argwhere(ended).tolist():
-            rows = slice(begin[lane], t + 1)
-            returns[count % WINDOW] = self.open_return[lane] + reward[rows, lane].sum(dtype=np.float64)
-            lengths[count % WINDOW] = self.open_length[lane] + mask[rows, lane].sum()
-            self.open_return[lane] = self.open_length[lane] = 0
-            begin[lane], count = t + 1, count + 1
+        steps, lanes = ended.shape
+        first = np.ones((lanes, steps), bool)  # of an episode, or of what is left of one
+        first[:, 1:] = ended[:-1].T
+        begins = np.flatnonzero(first)
+        lasts = np.append(begins[1:], lanes * steps) - 1
+        returns = np.add.reduceat(reward.T.ravel(), begins, dtype=np.float64)
+        lengths = np.add.reduceat(mask.T.ravel(), begins, dtype=int)
+        carried = np.flatnonzero(begins % steps == 0)  # one in every lane
+        returns[carried] += self.open_return
+        lengths[carried] += self.open_length
+
+        over, open_ones = ended.T.ravel()[lasts], np.append(carried[1:], len(begins)) - 1
+        self.open_return = np.where(over, 0, returns)[open_ones]
+        self.open_length = np.where(over, 0, lengths)[open_ones]
+        done = np.flatnonzero(over)
+        done = done[np.lexsort((lasts[done] // steps, lasts[done] % steps))][-WINDOW:]  # as time went
+        count = int(self.count) + int(over.sum())
+        places = np.arange(count - len(done), count) % WINDOW
+        self.returns.numpy()[places], self.lengths.numpy()[places] = returns[done], lengths[done]
         self.count.fill_(count)
-        still = np.arange(len(ended))[:, None] >= begin
-        self.open_return += np.where(still, reward, 0).sum(0, dtype=np.float64)
-        self.open_length += (mask & still).sum(0)
 
     def metrics(self) -> dict[str, float | int | None]:
         """episodes so far; return_mean and length_mean of the last 100, None before the first."""

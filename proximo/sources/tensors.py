@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
-from proximo.compiler import fused
+from proximo.compiler import fused, fused_batch
 from proximo.compiler.trace import tracing
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.policy import Policy
-from proximo.sources.envs import judging
+from proximo.sources.envs import judged
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
@@ -104,34 +104,24 @@ class TensorSource:
         for drawn, happened in zip(noise.split(self.unrolled), chance.split(self.unrolled), strict=True):
             self.observation, *piece = self.walk(self.observation, drawn, happened)
             pieces.append(tuple(piece))
-        observation, action, reward, terminated, truncated, final = (torch.cat(x) for x in zip(*pieces, strict=True))
-        ended = terminated | truncated
-        start, self.fresh = torch.cat([self.fresh.unsqueeze(0), ended[:-1]]), ended[-1]
-        columns = dict(mask=torch.ones_like(ended), start=start, reward=reward)
-        columns |= dict(terminated=terminated, truncated=truncated)
-        cut = truncated.nonzero(as_tuple=True)
-        final = final[cut]
-        self._finite(observation, reward, final, cut)
-        self.episodes.add(*(x.cpu().numpy() for x in (reward, columns["mask"], ended)))
-        return self._judged(Batch(observation=observation, action=action, **columns), final, cut)
-
-    def _judged(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> Batch:
-        """Add logp, value, next_value and `old`; `final` are the observations that the rows `cut` led to."""
-        policy: Any = self.policy
-        self.judge = self.judge or judging(policy, batch.replace(last=self.observation))
-        judged = self.judge(batch.replace(last=self.observation))
-        if len(final):
+        walked = Batch(pieces=tuple(pieces), fresh=self.fresh, last=self.observation)
+        self.judge = self.judge or concluding(policy, walked)
+        columns = vars(self.judge(walked))
+        final, ended, witness = (columns.pop(name) for name in ("final", "ended", "witness"))
+        batch, cut, self.fresh = Batch(**columns), columns["truncated"].nonzero(as_tuple=True), ended[-1]
+        if not witness.isfinite():
+            self._refuse(batch, final, cut)
+        self.episodes.add(*(x.cpu().numpy() for x in (batch.reward, batch.mask, ended)))
+        if len(cut[0]):
             with torch.no_grad():
-                judged.next_value[cut] = policy.value(final)
-        return batch.replace(**vars(judged))
+                batch.next_value[cut] = policy.value(final[cut])
+        return batch
 
-    def _finite(self, observation: Tensor, reward: Tensor, final: Tensor, cut: tuple[Tensor, ...]) -> None:
-        """NonFiniteError that names the first NaN or infinity; `final` are the observations of the rows `cut`."""
-        if (observation.sum() + self.observation.sum() + reward.sum() + final.sum()).isfinite():  # none can hide in it
-            return
-        ends = torch.zeros_like(observation)
-        ends[cut] = final
-        for found in culprits(torch.cat([observation, self.observation.unsqueeze(0)]), reward, ends):
+    def _refuse(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> None:
+        """NonFiniteError that names the first NaN or infinity, if there is one; `final` counts in the rows `cut`."""
+        ends = torch.zeros_like(batch.observation)
+        ends[cut] = final[cut]
+        for found in culprits(torch.cat([batch.observation, self.observation.unsqueeze(0)]), batch.reward, ends):
             raise NonFiniteError(f"the environment returned {found}")
 
     def state_tensors(self) -> dict[str, Tensor]:
@@ -184,6 +174,26 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
             now.update(old)
         log.warning("the environment runs uncompiled: step() changes %s; what changes must be a buffer", changed[0])
     return torch.no_grad()(walk)
+
+
+def concluding(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:
+    """The columns of a collection from its `pieces`, with what the policy thinks of them, as one call.
+
+    Besides: `final` [T, N, ...], `ended` [T, N], and a `witness` that is finite only if all numbers are.
+    """
+
+    def conclude(walked: Batch) -> Batch:
+        observation, action, reward, terminated, truncated, final = map(torch.cat, zip(*walked.pieces, strict=True))
+        ended = terminated | truncated
+        batch = Batch(
+            observation=observation, action=action, mask=torch.ones_like(ended), reward=reward,
+            start=torch.cat([walked.fresh.unsqueeze(0), ended[:-1]]), terminated=terminated, truncated=truncated,
+        )  # fmt: skip
+        witness = observation.sum() + walked.last.sum() + reward.sum() + final.sum()
+        opinion = judged(policy, batch.replace(last=walked.last))
+        return batch.replace(**vars(opinion), final=final, ended=ended, witness=witness)
+
+    return fused_batch(policy, conclude, example)
 
 
 def taken(

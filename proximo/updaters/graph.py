@@ -81,13 +81,13 @@ class StepGraph:
     def audit(self, rows: Batch) -> None:
         """StaleGraph if the graph no longer does what the uncompiled steps do; nothing is changed.
 
-        Called at the end of an update, when ratios differ from one. It looks at updates 1, 4, 16, …, for next to
+        Called at the end of an update, when ratios differ from one. It looks at updates 1, 16, 256, …, for next to
         nothing, and cannot look at steps that draw random numbers.
         """
         self.updates += 1
         if self.updates < self.due:
             return
-        self.due *= 4
+        self.due *= 16
         vector, before = self.step.optimizer.state["vector"], [tensor.clone() for tensor in self.live]
         ends = []
         with torch.random.fork_rng():

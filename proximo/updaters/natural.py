@@ -186,11 +186,11 @@ class Surface:
         return lambda v: self._call(self._curvature, rows, here, v)[0]
 
     def audit(self, rows: Batch) -> None:
-        """StaleGraph if the compiled slope is no longer that of the Terms; it looks at updates 1, 4, 16, …"""
+        """StaleGraph if the compiled slope is no longer that of the Terms; it looks at updates 1, 16, 256, …"""
         self.updates += 1
         if not self.compiled or self.updates < self.due:
             return
-        self.due *= 4
+        self.due *= 16
         theirs, again = (self._slope(rows, self.vector)[0] for _ in range(2))
         apart = (self.slope(rows)[0] - theirs).norm()
         if torch.equal(theirs, again) and not apart <= TOLERANCE * theirs.norm():

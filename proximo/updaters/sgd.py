@@ -17,6 +17,7 @@ from proximo.updaters.graph import graph_for
 from proximo.updaters.optimizer import Optimizer
 
 Prepare = Callable[[Batch], Batch]
+WITNESSES = slice(-2, None)  # in a report, loss and grad_norm: with finite parameters, all was finite
 
 
 def sgd(
@@ -55,10 +56,9 @@ def sgd(
             if enough():
                 break
         reports = torch.cat(passes)
-        report = dict(zip(step.names, reports.unbind(1), strict=True))
-        witness = report["loss"].sum() + report["grad_norm"].sum() + optimizer.state["vector"].sum()
-        if not witness.isfinite():
+        if not (reports[:, WITNESSES].sum() + optimizer.state["vector"].sum()).isfinite():
             optimizer.restore(before)  # for a look at the batch with the weights that met it
+            report = dict(zip(step.names, reports.unbind(1), strict=True))
             raise NonFiniteError(f"{culprit(policy, batch, report)}: the update was undone")
         if graph is not None:
             graph.audit(rows)
