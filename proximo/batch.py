@@ -53,6 +53,7 @@ class Batch:
     advantage: Tensor  # [T, N]
     returns: Tensor  # [T, N] what the value should become
     old: Any  # the distributions over actions of the policy that collected, tensors [T, N, ...]
+    memory: Any  # [K, N, ...] tensors: what the policy remembered before each K-th part of the rows; where it remembers
 
     def __init__(self, **columns: Any) -> None:
         self.__dict__.update(columns)
@@ -85,10 +86,23 @@ class Batch:
         """[T, N, ...] -> [T·N, ...]: for learning step by step, where order carries nothing."""
         return self.map(lambda x: x.flatten(0, 1))
 
-    def steps(self, rows: Tensor) -> Batch:
-        """The rows at these indices of a flattened batch (an index tensor or a slice along the first dimension)."""
-        return self.map(lambda x: x[rows])
+    def sequences(self) -> Batch:
+        """[T, N, ...] -> [L, K·N, ...]: every lane cut into K pieces of L steps, side by side; `memory` [1, K·N, ...].
 
-    def lanes(self, columns: Tensor) -> Batch:
-        """Whole lanes [T, n, ...]: for learning where order matters (memory, sequences)."""
-        return self.map(lambda x: x[:, columns])
+        `memory` [K, N, ...] is what a policy remembered before each piece.
+        """
+        pieces = leaves_of(self.memory)[0].shape[0]
+
+        def cut(x: Tensor) -> Tensor:
+            return x.unflatten(0, (pieces, -1)).transpose(0, 1).flatten(1, 2)
+
+        return self.map(cut)
+
+    def units(self) -> Batch:
+        """What minibatches are drawn from, along `mask`'s last dimension: steps [T·N], or sequences [L, K·N] where the
+        policy remembers."""
+        return self.sequences() if "memory" in self.__dict__ else self.flatten()
+
+    def part(self, units: Tensor) -> Batch:
+        """The units at these indices: steps [m], or whole lanes [L, m]."""
+        return self.map(lambda x: x[units]) if self.mask.dim() == 1 else self.map(lambda x: x[:, units])

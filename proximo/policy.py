@@ -44,26 +44,42 @@ class Evaluation(NamedTuple):
 
 
 class Policy(Protocol):
-    """Acts while collecting, evaluates while learning. Torch modules fit; see `models.actor_critic`."""
+    """Acts while collecting, evaluates while learning. Torch modules fit; see `models.actor_critic`.
 
-    def noise(self, *shape: int) -> Tensor:
+    Observations, noise, actions and memory are tensors or nested dicts and tuples of tensors. A policy that remembers
+    nothing has the memory (), and takes no notice of `start`.
+    """
+
+    sequence: int  # steps that a policy which remembers learns from at once
+
+    def initial(self, lanes: int) -> Any:
+        """What is remembered before the first step of an episode: tensors [lanes, ...]."""
+        ...
+
+    def noise(self, *shape: int) -> Any:
         """The randomness of `shape` actions, drawn at once from torch's global generator: [*shape, ...]."""
         ...
 
-    def act(self, observation: Tensor, noise: Tensor | None) -> Tensor:
-        """Actions for observations [N, ...]; the most likely ones where there is no noise."""
+    def act(self, observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any]:
+        """Actions for observations [N, ...], the most likely ones where there is no noise; and the memory after them.
+
+        Where `start` [N] bool is set an episode begins, and what is remembered of the one before does not count.
+        """
         ...
 
-    def to_env(self, action: Tensor) -> Any:
+    def to_env(self, action: Any) -> Any:
         """Actions as the environment takes them: its units, bounds, dtype; NumPy."""
         ...
 
-    def value(self, observation: Tensor) -> Tensor:
-        """Values of observations [..., features] -> [...]."""
+    def value(self, observation: Any, memory: Any = (), start: Tensor | None = None) -> Tensor:
+        """Values [N] of observations [N, ...]."""
         ...
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Log-probability, value and distribution of the batch's observations and actions."""
+        """Log-probability, value and distribution of the batch's observations and actions.
+
+        Of whole lanes in the order of time, from `batch.memory`, where the policy remembers.
+        """
         ...
 
     def observe(self, batch: Batch) -> None:

@@ -56,7 +56,7 @@ def batch_for(policy: ActorCritic, steps: int = 16, lanes: int = 4) -> Batch:
     """A random collection with a few dead rows."""
     torch.manual_seed(1)
     observation = torch.randn(steps, lanes, 5)
-    action = policy.act(observation, policy.noise(steps, lanes))
+    action = policy.act(observation, policy.noise(steps, lanes))[0]
     batch = Batch(observation=observation, action=action, mask=torch.rand(steps, lanes) < 0.9)
     logp = policy.evaluate(batch).logp + 0.1 * torch.randn(steps, lanes)
     return batch.replace(logp=logp, advantage=torch.randn(steps, lanes), returns=torch.randn(steps, lanes))

@@ -34,7 +34,7 @@ from proximo.run.checkpoint import all_of
 from proximo.run.config import RunConfig
 from proximo.run.ledger import Ledger, is_memory
 from proximo.run.machine import threads
-from proximo.sources.envs import judging
+from proximo.sources.acting import judging
 from proximo.state import live_tensors
 from tests.conftest import Command, Complaint
 from tests.test_compiled import SPACES, batch_for, needs_compiler, policy_for
@@ -124,7 +124,7 @@ def settled(
 
 @torch.no_grad()
 def collected(policy: ActorCritic, observation: Tensor, mask: Tensor) -> Batch:
-    drawn = policy.act(observation, policy.noise(*mask.shape))
+    drawn = policy.act(observation, policy.noise(*mask.shape))[0]
     batch = Batch(observation=observation, action=drawn, mask=mask)
     return batch.replace(**vars(judged(policy, batch)))
 

@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -37,13 +38,21 @@ class Oracle(nn.Module):
 
     def __init__(self, value: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
-        self.value = value
+        self.known = value
+
+    def value(self, observation: Tensor, memory: Any = (), start: Tensor | None = None) -> Tensor:
+        return self.known(observation)
+
+    def initial(self, lanes: int) -> tuple[()]:
+        return ()
 
     def noise(self, *shape: int) -> Tensor:
         return torch.zeros(shape)
 
-    def act(self, observation: Tensor, noise: Tensor | None) -> Tensor:
-        return torch.ones(len(observation), dtype=torch.int64)
+    def act(
+        self, observation: Tensor, noise: Tensor | None, memory: Any = (), start: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
+        return torch.ones(len(observation), dtype=torch.int64), ()
 
     def to_env(self, action: Tensor) -> np.ndarray:
         return action.numpy()

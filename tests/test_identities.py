@@ -24,7 +24,7 @@ SPACES = [
 
 def random_batch(policy: ActorCritic, rows: int = 64) -> Batch:
     observation = torch.randn(rows, 5, dtype=torch.float64)
-    action = policy.act(observation, policy.noise(rows).double())
+    action = policy.act(observation, policy.noise(rows).double())[0]
     batch = Batch(observation=observation, action=action, mask=torch.rand(rows) < 0.8)
     batch = batch.replace(advantage=torch.randn(rows).double(), returns=torch.randn(rows).double())
     return batch.replace(logp=policy.evaluate(batch).logp.detach())
@@ -60,9 +60,9 @@ def test_dead_rows_and_order_change_nothing(space: gym.Space) -> None:
     batch = random_batch(policy)
     objective = clip(0.2) + 0.5 * value_error() - 0.1 * entropy()
     wanted = gradient(objective(policy.evaluate(batch), batch)[0], policy)
-    alive = batch.steps(batch.mask)
+    alive = batch.part(batch.mask)
     torch.testing.assert_close(gradient(objective(policy.evaluate(alive), alive)[0], policy), wanted)
-    shuffled = batch.steps(torch.randperm(64))
+    shuffled = batch.part(torch.randperm(64))
     torch.testing.assert_close(gradient(objective(policy.evaluate(shuffled), shuffled)[0], policy), wanted)
 
 

@@ -212,7 +212,7 @@ def test_a_fraction_of_the_rows_makes_the_fisher_matrix() -> None:
     optimizer, batch = Adam(policy), on_policy(policy)
     before, rows = optimizer.state["vector"].clone(), batch.flatten()
     torch.manual_seed(2)
-    sample = rows.steps(torch.randperm(64)[:16])
+    sample = rows.part(torch.randperm(64)[:16])
     names, parameters = zip(*policy.named_parameters(), strict=True)
     assert list(optimizer.shapes) == list(names)
     product = fisher_vector_product(policy.evaluate(sample).distribution, sample.mask, parameters)

@@ -72,7 +72,8 @@ def summed(parts: dict[str, Any]) -> float:
 
 def owners(run: Run) -> list[Any]:
     """Whatever the clock may have touched."""
-    return [run.source, run.policy, run.algorithm, run.agent, loop, sys.modules[type(run.algorithm).__module__]]
+    parts = [run.source, getattr(run.source, "actor", None), run.policy, run.algorithm, run.agent, loop]
+    return [part for part in parts if part is not None] + [sys.modules[type(run.algorithm).__module__]]
 
 
 def wrapped(run: Run) -> list[str]:

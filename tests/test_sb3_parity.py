@@ -71,7 +71,7 @@ def paired(policy: ActorCritic, theirs: SB3) -> list[tuple[Tensor, str]]:
 def collected(policy: ActorCritic) -> Batch:
     """A random collection, with the weights moved a little afterwards so that ratios differ from one."""
     observation = torch.randn(STEPS, LANES, 5, dtype=torch.float64)
-    action = policy.act(observation, policy.noise(STEPS, LANES))
+    action = policy.act(observation, policy.noise(STEPS, LANES))[0]
     action = action.float().double() if action.is_floating_point() else action
     no = torch.zeros(STEPS, LANES, dtype=torch.bool)
     ends = torch.rand(STEPS, LANES) < 0.1

@@ -267,7 +267,7 @@ def collected(policy: ActorCritic, steps: int = 16, lanes: int = 4) -> Batch:
     mask = torch.ones(steps, lanes, dtype=torch.bool)
     mask[-2:, 0] = False
     no = torch.zeros_like(mask)
-    batch = Batch(observation=observation, action=policy.act(observation, policy.noise(steps, lanes)), mask=mask)
+    batch = Batch(observation=observation, action=policy.act(observation, policy.noise(steps, lanes))[0], mask=mask)
     with torch.no_grad():
         opinion = policy.evaluate(batch)
     batch = batch.replace(logp=opinion.logp, value=opinion.value, reward=torch.randn(steps, lanes), start=no)

@@ -108,7 +108,7 @@ def update_alone(name: str, work: Work, compile: bool) -> None:
     policy = ActorCritic(gym.spaces.Box(-1, 1, (inputs,)), space, Network(hidden=work.hidden))
     shape = work.horizon, work.envs
     observation = torch.randn(*shape, inputs)
-    action = policy.act(observation, policy.noise(*shape))
+    action = policy.act(observation, policy.noise(*shape))[0]
     columns = {column: torch.randn(shape) for column in ("advantage", "returns")}
     batch = Batch(observation=observation, action=action, mask=torch.ones(shape, dtype=torch.bool), **columns)
     with torch.no_grad():

@@ -51,7 +51,7 @@ class RecomputePPO:
         for each in range(c.epochs):
             if each > 0:
                 with torch.no_grad():
-                    batch = gae(revalue(batch, self.policy.value(batch.observation)), c.gamma, c.lam)
+                    batch = gae(revalue(batch, self.policy.evaluate(batch).value), c.gamma, c.lam)
             reports.append(
                 sgd(self.policy, self.optimizer, self.objective, batch, 1, c.minibatches, c.max_grad_norm, standardize)
             )

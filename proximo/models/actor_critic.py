@@ -61,6 +61,7 @@ class ActorCritic(nn.Module):
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
         super().__init__()
+        self.sequence = 1
         self.features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
         self.normalizer = Normalizer(self.features) if network.normalize_observation else nn.Identity()
         self.head: Any = head_for(action_space)
@@ -76,15 +77,20 @@ class ActorCritic(nn.Module):
     def noise(self, *shape: int) -> Tensor:
         return self.head.noise(*shape, device=self.device)
 
+    def initial(self, lanes: int) -> tuple[()]:
+        return ()
+
     @torch.no_grad()
-    def act(self, observation: Tensor, noise: Tensor | None) -> Tensor:
+    def act(
+        self, observation: Tensor, noise: Tensor | None, memory: Any = (), start: Tensor | None = None
+    ) -> tuple[Tensor, Any]:
         distribution = self.head(self.actor(self.normalizer(observation)))
-        return distribution.mode() if noise is None else distribution.sample(noise)
+        return distribution.mode() if noise is None else distribution.sample(noise), ()
 
     def to_env(self, action: Tensor) -> Any:
         return self.head.to_env(action.cpu().numpy())
 
-    def value(self, observation: Tensor) -> Tensor:
+    def value(self, observation: Tensor, memory: Any = (), start: Tensor | None = None) -> Tensor:
         return self.critic(self.normalizer(observation)).squeeze(-1)
 
     def evaluate(self, batch: Batch) -> Evaluation:
@@ -98,7 +104,7 @@ class ActorCritic(nn.Module):
         number = torch.zeros(shape, device=self.device)
         numbers = dict.fromkeys(("reward", "logp", "value", "next_value"), number)
         flags = dict.fromkeys(("mask", "start", "terminated", "truncated"), number.bool())
-        action = torch.zeros_like(self.act(observation, None))
+        action = torch.zeros_like(self.act(observation, None)[0])
         return Batch(observation=observation, action=action, **numbers, **flags)
 
     def observe(self, batch: Batch) -> None:

@@ -38,5 +38,5 @@ class Agent:
         many = given.ndim > len(wanted)
         rows = torch.as_tensor(given if many else given[None], device=self.policy.device)
         noise = None if deterministic else self.policy.noise(len(rows))
-        actions = self.policy.to_env(self.policy.act(rows, noise))
+        actions = self.policy.to_env(self.policy.act(rows, noise)[0])
         return actions if many else actions[0]

@@ -97,10 +97,11 @@ def parts_of(run: Run) -> list[tuple[Any, str, str]]:
         found = [(source, "walk", TOGETHER), (source.env, "noise", TOGETHER), (policy, "noise", TOGETHER)]
     else:
         found = [(source.envs, "step", ENVIRONMENT), (source.envs, "reset", ENVIRONMENT)]
-        found += [(source, "act", POLICY), (policy, "to_env", POLICY), (policy, "noise", POLICY)]
+        found += [(source.actor, "act", POLICY), (policy, "to_env", POLICY), (policy, "noise", POLICY)]
     home = sys.modules[type(algorithm).__module__]
     updaters = [(home, name, UPDATE) for name, thing in vars(home).items() if is_updater(thing)]
-    collecting = [(source, "collect", BUFFERS), (source, "judge", JUDGING)]
+    judge = source if isinstance(source, TensorSource) else source.actor
+    collecting = [(source, "collect", BUFFERS), (judge, "judge", JUDGING)]
     return [*found, *collecting, (algorithm, "step", ADVANTAGES), *updaters, (loop, "record", LOGGING)]
 
 

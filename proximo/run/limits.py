@@ -13,6 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
+from proximo.batch import leaves_of, tree_map
 from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
 from proximo.run.run import Run
 from proximo.sources.envs import EnvSource
@@ -81,15 +82,22 @@ def environment_alone(run: Run, source: EnvSource, actions: Tensor) -> float:
 
 def policy_alone(run: Run, source: EnvSource) -> float:
     """Seconds of choosing an action a lane, again and again for the same observations."""
-    row, drawn = source.rows[0].to(run.policy.device), run.policy.noise(1, source.lanes)[0]
-    return float(np.median(seconds_of(lambda: run.policy.to_env(source.act(row, drawn)[0]))))
+    actor, shown = source.actor, source.shown(0)
+    assert actor is not None, "the run is warm"
+    drawn = leaves_of(tree_map(lambda x: x[0], run.policy.noise(1, source.lanes)))
+    begun = torch.zeros(source.lanes, dtype=torch.bool)
+
+    def choose() -> None:
+        run.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda: begun)))
+
+    return float(np.median(seconds_of(choose)))
 
 
 class Given(nn.Module):
     """Stands for a policy: the noise is the action."""
 
-    def act(self, observation: Tensor, noise: Tensor) -> Tensor:
-        return noise
+    def act(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, tuple[()]]:
+        return noise, ()
 
 
 def environment_in_tensors(source: TensorSource, actions: Tensor, settle: Settle) -> float:

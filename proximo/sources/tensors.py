@@ -16,7 +16,7 @@ from proximo.compiler import fused, fused_batch
 from proximo.compiler.trace import tracing
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.policy import Policy
-from proximo.sources.envs import judged
+from proximo.sources.acting import judged
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
@@ -156,7 +156,7 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
         rows = []
         with pinned(env):
             for drawn, happened in zip(noise.unbind(), chance.unbind(), strict=True):
-                action = policy.act(observation, drawn)
+                action = policy.act(observation, drawn)[0]
                 following, *outcome = step(action, happened)
                 rows.append((observation, action, *outcome))
                 observation = following

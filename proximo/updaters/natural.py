@@ -100,9 +100,10 @@ def natural_step(
     share of the step that was taken. Raises NonFiniteError, with every parameter as it was, for NaN or infinity.
     """
     optimizer.must_hold(policy)
-    rows = batch.flatten()
-    count, few = rows.mask.numel(), max(round(fraction * rows.mask.numel()), 1)
-    sample = rows if few == count else rows.steps(torch.randperm(count, device=rows.mask.device)[:few])
+    rows = batch.units()
+    count = rows.mask.shape[-1]
+    few = max(round(fraction * count), 1)
+    sample = rows if few == count else rows.part(torch.randperm(count, device=rows.mask.device)[:few])
     surface = surface_for(policy, optimizer, objective, rows, few)
     before = surface.vector.clone()
     try:

@@ -43,13 +43,13 @@ def sgd(
     or a parameter ceases to be finite.
     """
     optimizer.must_hold(policy)
-    rows = batch.flatten()
+    rows = batch.units()
     step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm)
     graph = graph_for(step, rows, minibatches)
     step, take = (step, partial(step.each, rows)) if graph is None else (graph.step, graph.on(rows))
     before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
     try:
-        orders = [torch.randperm(rows.mask.numel(), device=rows.mask.device) for _ in range(epochs)]
+        orders = [torch.randperm(rows.mask.shape[-1], device=rows.mask.device) for _ in range(epochs)]
         passes = []
         for order in orders:
             passes.append(take(order.view(minibatches, -1)))
@@ -101,7 +101,7 @@ class GradientStep:
         return torch.stack([self(rows, part) for part in parts])
 
     def loss(self, rows: Batch, part: Tensor) -> tuple[Tensor, Diagnostics]:
-        minibatch = self.prepare(rows.steps(part))
+        minibatch = self.prepare(rows.part(part))
         return self.objective(self.policy.evaluate(minibatch), minibatch)
 
 

@@ -1,0 +1,107 @@
+"""A policy at work in lanes: it chooses step by step, remembers, and judges what was collected."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proximo.batch import Batch, leaves_of, tree_map, with_leaves
+from proximo.compiler import fused, fused_batch
+from proximo.policy import Policy
+
+Leaves = tuple[Tensor, ...]  # of a tree, in their order
+
+
+class Actor:
+    """A policy with what it remembers of every lane; choosing and judging are one call each where compiling is on."""
+
+    def __init__(self, policy: Policy, lanes: int, observation: Any, noise: Any) -> None:
+        """For observations like this tree [N, ...], and noise like this one [T, N, ...]."""
+        self.policy, self.blank = policy, policy.initial(lanes)
+        self.memory, self.kept = tuple(leaves_of(self.blank)), list[Leaves]()
+        self.judge: Callable[[Batch], Batch] | None = None
+        self.act, self.outline = acting(policy, observation, tree_map(lambda x: x[0], noise), self.blank)
+        self.parts = len(leaves_of(self.outline))
+
+    def choose(self, t: int, shown: Sequence[Tensor], drawn: Sequence[Tensor], begun: Callable[[], Tensor]) -> Leaves:
+        """The leaves of an action for every lane at step `t` of a collection; `begun` says where episodes begin."""
+        if not self.memory:
+            return self.act(*shown, *drawn)
+        if t == 0:
+            self.kept = []
+        if t % self.policy.sequence == 0:
+            self.kept.append(self.memory)
+        made = self.act(*shown, *drawn, *self.memory, begun())
+        self.memory = made[self.parts :]
+        return made[: self.parts]
+
+    def action(self, leaves: Leaves) -> Any:
+        """An action as the policy made it."""
+        return with_leaves(self.outline, leaves)
+
+    def remembered(self, lane: int) -> Iterator[Tensor]:
+        """A copy of what is remembered of one lane, leaf by leaf."""
+        return (leaf[lane].clone() for leaf in self.memory)
+
+    def judged(self, batch: Batch, last: Any, begun: Callable[[], Tensor]) -> Batch:
+        """The batch with logp, value, next_value, `old` and, where the policy remembers, `memory`.
+
+        `last` are the observations that came after it, of new episodes where `begun`.
+        """
+        after = dict[str, Any]()
+        if self.memory:
+            batch = batch.replace(memory=stacked(self.blank, self.kept))
+            after = dict(last_memory=with_leaves(self.blank, self.memory), last_start=begun())
+        shown = batch.replace(last=last, **after)
+        self.judge = self.judge or judging(self.policy, shown)
+        return batch.replace(**vars(self.judge(shown)))
+
+    @torch.no_grad()
+    def values(self, observation: Any, memory: Sequence[Tensor]) -> Tensor:
+        """Values [M] of observations [M, ...] that came after what was remembered."""
+        return self.policy.value(observation, with_leaves(self.blank, memory))
+
+
+def stacked(outline: Any, rows: Iterable[Leaves]) -> Any:
+    """A tree like the outline, its leaves stacked from those of many rows: [T, ...]."""
+    return with_leaves(outline, map(torch.stack, zip(*rows, strict=True)))
+
+
+def acting(policy: Policy, observation: Any, noise: Any, memory: Any) -> tuple[Callable[..., Leaves], Any]:
+    """`policy.act` for trees like these, as a call from leaves to leaves, and the structure of an action.
+
+    (*observation, *noise) -> (*action); where the policy remembers, (…, *memory, start) -> (…, *memory).
+    """
+    begun = torch.zeros(len(leaves_of(noise)[0]), dtype=torch.bool, device=policy.device)
+    outline = (observation, noise, memory, begun) if leaves_of(memory) else (observation, noise)
+    action = policy.act(*outline)[0]
+
+    def act(*tensors: Tensor) -> Leaves:
+        return tuple(leaves_of(policy.act(*with_leaves(outline, tensors))))
+
+    return fused(policy, act, leaves_of(outline)), action
+
+
+def judging(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:
+    """`judged` for batches like this one."""
+
+    def judge(batch: Batch) -> Batch:
+        return judged(policy, batch)
+
+    return fused_batch(policy, judge, example)
+
+
+def judged(policy: Policy, batch: Batch) -> Batch:
+    """What the policy thinks of a batch whose column `last` are the observations that came after it.
+
+    The columns are logp, value, next_value and `old`, the distributions, which a bound on the update, a penalty or a
+    natural gradient would else ask for again.
+    """
+    logp, value, distribution = policy.evaluate(batch)
+    remembered = (batch.last_memory, batch.last_start) if "memory" in vars(batch) else ()
+    next_value = torch.cat([value[1:], policy.value(batch.last, *remembered).unsqueeze(0)])
+    # a clone, for a distribution may hold a parameter, which is about to change
+    return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))

@@ -1,0 +1,132 @@
+"""What environments show, kept as it came: one array for each leaf of the space, written row by row."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from proximo.errors import EnvFailure, NonFiniteError
+from proximo.spaces import Path, at, space_leaves, space_map, storage, text_codes, told
+
+
+@dataclass
+class Leaf:
+    """One leaf of the observations of all lanes."""
+
+    path: Path
+    space: gym.Space
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [T + 1, N, *shape]
+
+    def stored(self, value: Any, lanes: int) -> np.ndarray:
+        """Values of all lanes in the dtype they are kept in; EnvFailure where they are not what the space says."""
+        if isinstance(self.space, gym.spaces.Text):
+            try:
+                return text_codes(self.space, [str(text) for text in value])
+            except (TypeError, ValueError) as error:
+                raise EnvFailure(f"the environment returned a text{self.where}: {error}") from None
+        wanted = (lanes, *self.shape)
+        if not isinstance(value, np.ndarray) or value.shape != wanted:
+            shape = getattr(value, "shape", type(value).__name__)
+            raise EnvFailure(
+                f"the environment returned observations{self.where} of shape {shape}, its space says {wanted}"
+            )
+        if value.dtype == self.dtype:
+            return value
+        if self.dtype.kind == "f":
+            return as_float32(value)
+        if value.dtype.kind not in "biu":
+            raise EnvFailure(
+                f"the environment returned observations{self.where} of {value.dtype}, its space says {self.dtype}"
+            )
+        return value.astype(self.dtype)
+
+    @property
+    def where(self) -> str:
+        return f" at observation{told(self.path)}" if self.path else ""
+
+
+class Observations:
+    """Rows [T + 1, N, ...] of every leaf, one row more than steps: what came last. Tensors alias the arrays."""
+
+    def __init__(self, space: gym.Space, lanes: int, steps: int) -> None:
+        self.space, self.lanes = space, lanes
+        self.leaves = [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in space_leaves(space)]
+        for leaf in self.leaves:
+            leaf.rows = np.zeros((steps + 1, lanes, *leaf.shape), leaf.dtype)
+        self.rows = [
+            list(row) for row in zip(*(torch.from_numpy(leaf.rows).unbind() for leaf in self.leaves), strict=True)
+        ]
+
+    def write(self, t: int, observation: Any) -> None:
+        """The observation of all lanes into row `t`."""
+        for leaf in self.leaves:
+            leaf.rows[t] = leaf.stored(taken(observation, leaf), self.lanes)
+
+    def repair(self, t: int, observation: Any, lanes: np.ndarray) -> None:
+        """The observation, in row `t` of these lanes [N] bool alone."""
+        for leaf in self.leaves:
+            leaf.rows[t][lanes] = leaf.stored(taken(observation, leaf), self.lanes)[lanes]
+
+    def again(self) -> None:
+        """The last row becomes the first one."""
+        for leaf in self.leaves:
+            leaf.rows[0] = leaf.rows[-1]
+
+    def lane(self, t: int, lane: int, where: str) -> list[Tensor]:
+        """The leaves of one lane's row `t`, as copies; `where` is for messages."""
+        return self._copies([leaf.rows[t, lane] for leaf in self.leaves], where)
+
+    def one(self, observation: Any, where: str) -> list[Tensor]:
+        """The leaves of a single observation that an environment returned, as copies."""
+        values = [taken(observation, leaf) for leaf in self.leaves]
+        lanes = [[value] if isinstance(value, str) else np.asarray(value)[None] for value in values]
+        return self._copies([leaf.stored(x, 1)[0] for leaf, x in zip(self.leaves, lanes, strict=True)], where)
+
+    def _copies(self, rows: list[np.ndarray], where: str) -> list[Tensor]:
+        for leaf, row in zip(self.leaves, rows, strict=True):
+            if leaf.dtype.kind == "f" and not np.isfinite(row).all():
+                index = np.argwhere(~np.isfinite(row))[0].tolist()
+                raise NonFiniteError(f"the final observation{told(leaf.path)}{index} is {row[tuple(index)]} {where}")
+        return [torch.from_numpy(np.array(row)) for row in rows]
+
+    def tree(self, tensors: Sequence[Tensor]) -> Any:
+        """Tensors of the leaves, in their order, as the space has them."""
+        following = iter(tensors)
+        return space_map(lambda leaf, path: next(following), self.space)
+
+    def column(self) -> Any:
+        """A copy of all rows but the last: a tree of tensors [T, N, ...]."""
+        return self.tree([torch.from_numpy(leaf.rows[:-1].copy()) for leaf in self.leaves])
+
+    def culprit(self, upto: int) -> tuple[int, int, str] | None:
+        """(step, lane, words) of the first NaN or infinity in the first `upto` + 1 rows."""
+        found = []
+        for leaf in self.leaves:
+            if leaf.dtype.kind == "f" and not np.isfinite(seen := leaf.rows[: upto + 1]).all():
+                t, lane, *index = np.argwhere(~np.isfinite(seen))[0].tolist()
+                found.append((t, lane, f"observation{told(leaf.path)}{index} is {seen[(t, lane, *index)]}"))
+        return min(found, default=None)
+
+
+def taken(observation: Any, leaf: Leaf) -> Any:
+    """The leaf's part of an observation; EnvFailure where it is missing."""
+    try:
+        return at(observation, leaf.path)
+    except (KeyError, IndexError, TypeError):
+        raise EnvFailure(f"the environment returned no observation{told(leaf.path)}, which its space has") from None
+
+
+def as_float32(values: Any) -> np.ndarray:
+    """An array of float32; what is too large becomes infinity, and is refused as such."""
+    if isinstance(values, np.ndarray) and values.dtype == np.float32:
+        return values
+    with np.errstate(over="ignore"):
+        return np.asarray(values, np.float32)
