@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
@@ -24,6 +25,14 @@ from proximo.models.images import ImageEncoder, impala, nature
 from proximo.models.normalize import Normalizer
 from proximo.observations import leaves, pointer, stack_index, stacked, storage, text_codes, zeros
 from tests.toys import Corridor
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def image(*shape: int) -> spaces.Box:
@@ -415,7 +424,7 @@ def test_storage_names_the_leaf_that_it_cannot_hold(make: Any) -> None:
 def test_stacks_are_those_of_gymnasium(k: int) -> None:
     """Two collections in a row of three lanes whose episodes end at different times, frame by frame."""
     make = [partial(lambda limit: FrameStackObservation(Corridor(limit=limit), k), limit) for limit in (3, 2, 5)]
-    envs, steps = gym.vector.SyncVectorEnv(make), 12
+    envs, steps = gym.vector.SyncVectorEnv(make), 10  # no multiple of 4, 3 and 6: the second begins in mid-episode
     seen, fresh, ended = envs.reset(seed=0)[0], np.ones(3, bool), np.zeros(3, bool)
     for _ in range(2):
         rows, starts = list[np.ndarray](), list[np.ndarray]()
@@ -432,7 +441,7 @@ def test_stacks_are_those_of_gymnasium(k: int) -> None:
         index = stack_index(torch.from_numpy(np.stack(starts)), k)
         assert index.shape == (steps, 3, k)
         torch.testing.assert_close(stacked(frames, index), wanted, rtol=0, atol=0)
-        some = torch.tensor([5, 0, 31])
+        some = torch.tensor([5, 0, 29])
         minibatch = stacked(frames, index.flatten(0, 1)[some])
         torch.testing.assert_close(minibatch, wanted.flatten(0, 1)[some], rtol=0, atol=0)
     envs.close()
