@@ -299,18 +299,18 @@ def test_text_codes_by_hand() -> None:
         text_codes(space, ["ababa"])
 
 
-def test_text_features_by_hand() -> None:
+@pytest.mark.parametrize("codes", [[2, 1, 3, 3], [3]])
+def test_text_features_by_hand(codes: list[int]) -> None:
     """The mean over the text of the ReLU of a sum over five neighbours, one place at a time."""
     torch.manual_seed(0)
     encoder = TextEncoder(3, 6).double()
-    codes = [2, 1, 3, 3]
     embedded = [encoder.characters.weight[c] + encoder.places.weight[i] for i, c in enumerate(codes)]
     weight, bias = encoder.convolution.weight, encoder.convolution.bias
     total = torch.zeros(64).double()
-    for place in range(4):
-        near = [(k, place + k - 2) for k in range(5) if 0 <= place + k - 2 < 4]
+    for place in range(len(codes)):
+        near = [(k, place + k - 2) for k in range(5) if 0 <= place + k - 2 < len(codes)]
         total += (bias + torch.stack([weight[:, :, k] @ embedded[i] for k, i in near]).sum(0)).clamp(min=0)
-    torch.testing.assert_close(encoder(torch.tensor([*codes, 0, 0])), total / 4)
+    torch.testing.assert_close(encoder(torch.tensor(codes + [0] * (6 - len(codes)))), total / len(codes))
     assert not encoder(torch.zeros(6, dtype=torch.int64)).any()
 
 

@@ -98,7 +98,7 @@ class ImageEncoder(nn.Module):
         if self.last:
             images = images.movedim(-1, -3)
         images = images.reshape(-1, *self.image)
-        # On the CPU convolutions are 1.3 to 1.6 times as fast with the channels innermost.
+        # On the CPU both networks learn 1.3 to 1.6 times as fast in float32 with the channels innermost.
         order = torch.channels_last if images.device.type == "cpu" else torch.preserve_format
         weights = next(self.network.parameters())
         return self.network(images.to(weights.dtype, memory_format=order) / 255).reshape(*lead, self.features)
