@@ -175,7 +175,7 @@ def test_running_moments_are_those_of_all_rows(seed: int, parts: list[int]) -> N
 def test_normalizer_counts_live_rows_alone() -> None:
     normalizer = Normalizer(1)
     observation = torch.tensor([[[1.0]], [[1e6]], [[3.0]]])
-    normalizer.observe(Batch(observation=observation, mask=torch.tensor([[True], [False], [True]])))
+    normalizer.observe(observation, torch.tensor([[True], [False], [True]]))
     torch.testing.assert_close(normalizer(torch.tensor([[2.0], [3.0], [1e9]])), torch.tensor([[0.0], [1.0], [10.0]]))
 
 

@@ -109,7 +109,7 @@ class ActorCritic(nn.Module):
 
     def observe(self, batch: Batch) -> None:
         if isinstance(self.normalizer, Normalizer):
-            self.normalizer.observe(batch)
+            self.normalizer.observe(batch.observation, batch.mask)
 
 
 def feature_count(space: gym.Space) -> int:

@@ -51,15 +51,16 @@ class Normalizer(nn.Module):
 
     def __init__(self, features: int, limit: float = 10.0) -> None:
         super().__init__()
-        self.moments, self.limit = RunningMoments(features), limit
+        self.moments, self.features, self.limit = RunningMoments(features), features, limit
 
     def forward(self, observation: Tensor) -> Tensor:
         """[..., features] -> [..., features]."""
         scale = self.moments.std().reciprocal().to(observation.dtype)
         return ((observation - self.moments.mean.to(observation.dtype)) * scale).clamp(-self.limit, self.limit)
 
-    def observe(self, batch: Batch) -> None:
-        self.moments.update(batch.observation[batch.mask])
+    def observe(self, observation: Tensor, mask: Tensor) -> None:
+        """Take in the rows of observations [..., features] where mask [...] is True."""
+        self.moments.update(observation[mask])
 
 
 class RewardScale(nn.Module):

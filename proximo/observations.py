@@ -1,0 +1,123 @@
+"""What observations look like as tensors: the leaves of a space, how each is stored, and stacks of frames."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from proximo.errors import EnvFailure, UnsupportedSpace
+
+Path = tuple[str | int, ...]  # the keys and indices that lead to a leaf; () is the observation itself
+SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Text, in Dict and Tuple of any depth"
+
+
+class Storage(NamedTuple):
+    """How the observations of a leaf are stored: [..., *shape] of this dtype."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+def space_map(f: Callable[[Path, gym.Space], Any], space: gym.Space, path: Path = ()) -> Any:
+    """Apply `f` to every leaf of a space and its path: a nested dict or tuple, as the observations are."""
+    if isinstance(space, gym.spaces.Dict):
+        return {key: space_map(f, part, (*path, key)) for key, part in space.spaces.items()}
+    if isinstance(space, gym.spaces.Tuple):
+        return tuple(space_map(f, part, (*path, i)) for i, part in enumerate(space.spaces))
+    return f(path, space)
+
+
+def leaves(space: gym.Space) -> dict[Path, gym.Space]:
+    """The leaves of a space by their paths, in the space's own order; UnsupportedSpace if one cannot be stored."""
+    found: dict[Path, gym.Space] = {}
+    space_map(lambda path, leaf: found.update({path: leaf}), space)
+    if not found:
+        raise UnsupportedSpace(f"observation space {space} has nothing in it: give it at least one leaf")
+    if len({pointer(path) for path in found}) < len(found):
+        raise UnsupportedSpace(f"observation space {space} has two keys that read alike: rename one")
+    for path, leaf in found.items():
+        storage(leaf, path)
+    return found
+
+
+def pointer(path: Path) -> str:
+    """A path as text, "/camera/0", after JSON Pointer (RFC 6901); "~2" is a full stop, which names of tensors lack."""
+    return "".join("/" + str(key).replace("~", "~0").replace("/", "~1").replace(".", "~2") for key in path)
+
+
+def storage(leaf: gym.Space, path: Path = ()) -> Storage:
+    """How a leaf is stored; UnsupportedSpace names the leaf if there is no way.
+
+    uint8 Boxes of two dimensions or more, such as images, as they come; every other Box as float32. Discrete and
+    MultiDiscrete as int64, the environment's own numbers; MultiBinary as float32; Text as the codes of `text_codes`.
+    """
+    shape, kind = leaf.shape or (), np.dtype(np.int64)
+    match leaf:
+        case gym.spaces.Box() if leaf.dtype == np.uint8 and len(shape) > 1:
+            kind = np.dtype(np.uint8)
+        case gym.spaces.Box() | gym.spaces.MultiBinary():
+            kind = np.dtype(np.float32)
+        case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():
+            pass
+        case gym.spaces.Text():
+            shape = (leaf.max_length,)
+        case _:
+            raise unsupported(leaf, path, "turn it into one of those with gymnasium.wrappers.TransformObservation")
+    if 0 in shape:
+        raise unsupported(leaf, path, "it holds no numbers: leave it out")
+    return Storage(shape, kind)
+
+
+def unsupported(leaf: gym.Space, path: Path, advice: str) -> UnsupportedSpace:
+    where = f"the leaf {pointer(path)} of the observation space" if path else "observation space"
+    return UnsupportedSpace(f"{where}, {leaf}, is not supported yet (supported: {SUPPORTED}); {advice}")
+
+
+def zeros(space: gym.Space, *lead: int) -> Any:
+    """Memory for observations [*lead]: a tree of arrays [*lead, leaf shape] of zeros; UnsupportedSpace as `leaves`."""
+    leaves(space)
+    return space_map(lambda path, leaf: np.zeros((*lead, *storage(leaf).shape), storage(leaf).dtype), space)
+
+
+def text_codes(space: gym.spaces.Text, texts: Sequence[str]) -> np.ndarray:
+    """Texts as int64 [N, max_length]: character i of the sorted charset is i + 1, and 0 pads at the end.
+
+    EnvFailure for a text that is too long or has characters outside the charset, which it names.
+    """
+    code = {character: i for i, character in enumerate(sorted(space.character_set), 1)}
+    codes = np.zeros((len(texts), space.max_length), np.int64)
+    for row, text in zip(codes, texts, strict=True):
+        if strange := sorted(set(text) - code.keys()):
+            named = ", ".join(map(repr, strange))
+            raise EnvFailure(f"the environment gave the text {text!r}, but its Text space has no {named}")
+        if len(text) > space.max_length:
+            longest = f"its Text space says at most {space.max_length}"
+            raise EnvFailure(f"the environment gave a text of {len(text)} characters, {longest}: {text!r}")
+        row[: len(text)] = [code[character] for character in text]
+    return codes
+
+
+def stack_index(start: Tensor, k: int) -> Tensor:
+    """Where the stacks of k frames lie that end with each row: [T, N] -> int64 [T, N, k], for `stacked`.
+
+    `start` [T, N] says which rows begin an episode. Before there are k frames, the episode's first one is repeated, as
+    Gymnasium's FrameStackObservation does with padding_type "reset". The oldest frame comes first. The indices are
+    those of flattened frames [(T + k - 1)·N, ...], of which the first k - 1 steps came before row 0: what the stack of
+    row 0 holds besides its own frame.
+    """
+    steps, lanes = start.shape
+    now = torch.arange(steps, device=start.device).unsqueeze(-1)
+    first = torch.where(start, now, 1 - k).cummax(0).values  # [T, N] where the row's episode began, or before it all
+    age = torch.arange(k - 1, -1, -1, device=start.device)
+    row = torch.maximum(now.unsqueeze(-1) - age, first.unsqueeze(-1)) + k - 1
+    return row * lanes + torch.arange(lanes, device=start.device).unsqueeze(-1)
+
+
+def stacked(frames: Tensor, index: Tensor) -> Tensor:
+    """Stacks of frames, each stored once: frames [T + k - 1, N, *frame], index [..., k] -> [..., k, *frame]."""
+    return frames.flatten(0, 1)[index]
