@@ -88,7 +88,7 @@ PATH = {
     "advantages.py",
     "updaters/sgd.py",
     "models/actor_critic.py",
-    "models/distributions.py",
+    "models/distributions/discrete.py",
     "objectives.py",
     "reduce.py",
 }
