@@ -120,7 +120,7 @@ class Bounds:
     def required(self, kind: str, space: gym.Space) -> None:
         """UnsupportedSpace unless every coordinate is bounded on both sides."""
         if not self.everywhere:
-            advice = "take the gaussian kind, or bound the space"
+            advice = "take kind 'gaussian', or give the space bounds"
             raise UnsupportedSpace(
                 f"action space {space} has infinite bounds, which kind {kind!r} cannot have: {advice}"
             )
