@@ -240,7 +240,8 @@ def test_a_row_that_allows_nothing_is_finite() -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_masked_choices_in_parts_by_enumeration(seed: int) -> None:
-    """The mean of ∇ log p is zero, that of −log p ∇ log p the gradient of the entropy; all joint actions are summed."""
+    """Sums over all joint actions: the mean of ∇ log p is zero, that of −log p ∇ log p the gradient of the entropy, and
+    that of its square, Fisher's matrix, the curvature of the KL."""
     torch.manual_seed(seed)
     head: Any = head_for(spaces.MultiDiscrete([2, 3, 4]))
     logits = torch.randn(9).double().requires_grad_()
@@ -258,6 +259,9 @@ def test_masked_choices_in_parts_by_enumeration(seed: int) -> None:
     gradient = partial(torch.autograd.grad, inputs=logits, retain_graph=True)
     torch.testing.assert_close(gradient((p * logp).sum())[0], torch.zeros(9).double())
     torch.testing.assert_close(gradient(-(p * logp.detach() * logp).sum())[0], gradient(one.entropy())[0])
+    scores = torch.stack([gradient(each)[0] for each in logp[possible]])
+    fisher = torch.autograd.functional.hessian(lambda x: tree_map(torch.detach, one).kl(head(x, allowed)), logits)
+    torch.testing.assert_close(fisher, (p[possible, None] * scores).T @ scores)
 
 
 # Spaces made of spaces.
