@@ -89,7 +89,7 @@ PATH = {
     "advantages.py",
     "updaters/sgd.py",
     "models/actor_critic.py",
-    "models/distributions.py",
+    "models/distributions/discrete.py",
     "objectives.py",
 }
 BESIDE = {"batch.py", "reduce.py", "sources/episodes.py", "coefficients.py"}  # statistics and the learning rate

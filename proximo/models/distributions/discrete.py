@@ -1,8 +1,8 @@
-"""Distributions over actions, and the heads that make them from a network's outputs.
+"""Distributions over choices, and their heads. Some choices may be forbidden, row by row.
 
-All randomness comes from outside, as noise drawn beforehand. A head is a module, for those with parameters of their
-own: `outputs` numbers of the network -> distribution; `noise(*shape)` for its samples; `to_env(action)`, [N, ...], in
-the environment's units.
+A mask `allowed` is bool or any number, non-zero where the choice is allowed, and broadcasts to the logits. What is
+forbidden is never drawn, has no gradient, and adds nothing to entropy or KL; its log-probability is `FORBIDDEN`. A row
+that allows nothing, as a dead row may, has finite numbers that mean nothing.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import logsigmoid, softplus
 
-from proximo.errors import UnsupportedSpace
+# Nats. `gumbel` lies between −4 and 37 and one of n allowed choices has a log-probability of −log n or more, so
+# anything below −41 − log n is never drawn. It is finite, so that 0 · FORBIDDEN is 0.
+FORBIDDEN = -1e6
 
 
 class Categorical(NamedTuple):
@@ -25,8 +27,14 @@ class Categorical(NamedTuple):
     logp_all: Tensor
 
     @classmethod
-    def from_logits(cls, logits: Tensor) -> Categorical:
-        return cls(logits.log_softmax(-1))
+    def from_logits(cls, logits: Tensor, allowed: Tensor | None = None) -> Categorical:
+        """From logits [..., n], with all choices or the `allowed` ones, [..., n]."""
+        if allowed is None:
+            return cls(logits.log_softmax(-1))
+        forbidden = allowed == 0
+        lowest = torch.finfo(logits.dtype).min  # below every logit, and finite where a row allows nothing
+        logp_all = logits.masked_fill(forbidden, lowest).log_softmax(-1)
+        return cls(logp_all.masked_fill(forbidden, FORBIDDEN))
 
     def sample(self, noise: Tensor) -> Tensor:
         """The Gumbel-max trick: argmax(log p + g), g standard Gumbel noise [..., n]."""
@@ -52,8 +60,9 @@ class CategoricalHead(nn.Module):
         super().__init__()
         self.outputs, self.first, self.dtype = int(space.n), int(space.start), space.dtype
 
-    def forward(self, outputs: Tensor) -> Categorical:
-        return Categorical.from_logits(outputs)
+    def forward(self, outputs: Tensor, allowed: Tensor | None = None) -> Categorical:
+        """From logits [..., n]; `allowed` [..., n] is a mask of choices."""
+        return Categorical.from_logits(outputs, allowed)
 
     def noise(self, *shape: int, device: torch.device) -> Tensor:
         return gumbel(*shape, self.outputs, device=device)
@@ -92,8 +101,11 @@ class MultiCategoricalHead(nn.Module):
         self.sizes = [int(n) for n in space.nvec.reshape(-1)]
         self.outputs, self.first, self.dtype = sum(self.sizes), space.start, space.dtype
 
-    def forward(self, outputs: Tensor) -> MultiCategorical:
-        return MultiCategorical(tuple(map(Categorical.from_logits, outputs.split(self.sizes, -1))))
+    def forward(self, outputs: Tensor, allowed: Tensor | None = None) -> MultiCategorical:
+        """From logits [..., sum of options], part after part; `allowed`, a mask of them, is in the same order."""
+        logits = outputs.split(self.sizes, -1)
+        masks = [None] * len(logits) if allowed is None else allowed.split(self.sizes, -1)
+        return MultiCategorical(tuple(map(Categorical.from_logits, logits, masks)))
 
     def noise(self, *shape: int, device: torch.device) -> Tensor:
         return gumbel(*shape, self.outputs, device=device)
@@ -145,64 +157,6 @@ class BernoulliHead(nn.Module):
         return action.reshape(-1, *self.shape).astype(self.dtype)
 
 
-class Gaussian(NamedTuple):
-    """Independent normal coordinates. `mean` [..., k], `log_std` broadcasts to it; actions are [..., k]."""
-
-    mean: Tensor
-    log_std: Tensor
-
-    def sample(self, noise: Tensor) -> Tensor:
-        """mean + std · noise, noise standard normal [..., k]."""
-        return self.mean + self.log_std.exp() * noise
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def logp(self, action: Tensor) -> Tensor:
-        z = (action - self.mean) * (-self.log_std).exp()
-        return (-0.5 * z.square() - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
-
-    def entropy(self) -> Tensor:
-        each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
-        return each.expand_as(self.mean).sum(-1)
-
-    def kl(self, other: Gaussian) -> Tensor:
-        ratio = (2 * (self.log_std - other.log_std)).exp()
-        distance = ((self.mean - other.mean) * (-other.log_std).exp()).square()
-        return (0.5 * (ratio + distance - 1) - (self.log_std - other.log_std)).sum(-1)
-
-
-class GaussianHead(nn.Module):
-    """Box of any shape: a normal distribution with a state-independent standard deviation, which starts at 1.
-
-    The rule for bounds: a coordinate bounded on both sides is scaled, so that the policy's −1 and 1 are its low and
-    high; a coordinate with an infinite side keeps the environment's units. For the environment alone, every action is
-    clipped to the box; the policy learns from what it drew. Integer boxes get the nearest integer.
-    """
-
-    def __init__(self, space: gym.spaces.Box) -> None:
-        super().__init__()
-        self.outputs, self.shape, self.dtype = math.prod(space.shape), space.shape, space.dtype
-        self.low, self.high = space.low.astype(np.float64), space.high.astype(np.float64)
-        bounded = np.isfinite(self.low) & np.isfinite(self.high)
-        low, high = np.where(bounded, self.low, -1.0), np.where(bounded, self.high, 1.0)
-        self.centre, self.reach = low / 2 + high / 2, high / 2 - low / 2
-        self.log_std = nn.Parameter(torch.zeros(self.outputs))
-
-    def forward(self, outputs: Tensor) -> Gaussian:
-        return Gaussian(outputs, self.log_std.expand_as(outputs))
-
-    def noise(self, *shape: int, device: torch.device) -> Tensor:
-        return torch.randn(*shape, self.outputs, device=device)
-
-    def to_env(self, action: np.ndarray) -> np.ndarray:
-        scaled = self.centre + self.reach * action.reshape(-1, *self.shape)
-        inside = np.clip(scaled, self.low, self.high)
-        if np.issubdtype(self.dtype, np.integer):
-            inside = np.rint(inside)
-        return inside.astype(self.dtype)
-
-
 def gumbel(*shape: int, device: torch.device) -> Tensor:
     """Standard Gumbel noise −log(−log u), from torch's global generator; finite.
 
@@ -216,20 +170,3 @@ def gumbel(*shape: int, device: torch.device) -> Tensor:
 def logistic(*shape: int, device: torch.device) -> Tensor:
     """Standard logistic noise, from torch's global generator; finite."""
     return torch.rand(shape, device=device).clamp(1e-7, 1 - 1e-7).logit()
-
-
-HEADS: dict[type[gym.Space], type[nn.Module]] = {
-    gym.spaces.Discrete: CategoricalHead,
-    gym.spaces.MultiDiscrete: MultiCategoricalHead,
-    gym.spaces.MultiBinary: BernoulliHead,
-    gym.spaces.Box: GaussianHead,
-}
-
-
-def head_for(space: gym.Space) -> nn.Module:
-    """The head for an action space; UnsupportedSpace names what is not served."""
-    for kind, head in HEADS.items():
-        if isinstance(space, kind) and 0 not in (space.shape or ()):
-            return head(space)
-    served = ", ".join(kind.__name__ for kind in HEADS)
-    raise UnsupportedSpace(f"action space {space} is not supported yet (supported: {served}, of at least one number)")
