@@ -98,6 +98,10 @@ class Batch:
 
         return self.map(cut)
 
+    def whole(self, x: Tensor) -> Tensor:
+        """What was made of `sequences()`, [L, K·N, ...], in the order of this batch, [T, N, ...]."""
+        return x.unflatten(1, (-1, self.mask.shape[1])).transpose(0, 1).flatten(0, 1)
+
     def units(self) -> Batch:
         """What minibatches are drawn from, along `mask`'s last dimension: steps [T·N], or sequences [L, K·N] where the
         policy remembers."""

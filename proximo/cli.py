@@ -17,7 +17,7 @@ from rich.console import Console
 
 from proximo.algorithms import algorithm_named
 from proximo.errors import ConfigError, ProximoError
-from proximo.models.actor_critic import Network
+from proximo.models.network import Network
 from proximo.run import advice, catalogue, folder, loading, profile, seeds, session
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video

@@ -35,7 +35,8 @@ def kl(policy: Policy, batch: Batch) -> Tensor:
 
     `batch.old` are the distributions that collected, as sources give them. One compiled call where compiling is on.
     """
-    rows = Batch(observation=batch.observation, action=batch.action, mask=batch.mask, old=batch.old)
+    needed = ("observation", "action", "mask", "old", "start", "memory")
+    rows = Batch(**{name: column for name, column in vars(batch).items() if name in needed})
 
     def measure(*columns: Tensor) -> tuple[Tensor]:
         some = rows.with_leaves(columns)

@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rooms that stand before it in this order, and from itself.
 ORDER = [
     ("errors", "kernels", "replay"),
-    ("batch", "observations", "spaces", "checks", "compiler"),
+    ("batch", "observations", "checks", "compiler"),
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "drift", "objectives"),
     ("models", "updaters", "sources"),
@@ -93,7 +93,7 @@ PATH = {
     "objectives.py",
 }
 BESIDE = {"batch.py", "reduce.py", "sources/episodes.py", "coefficients.py"}  # statistics and the learning rate
-BESIDE |= {"sources/observations.py", "spaces.py"}  # how observations are kept
+BESIDE |= {"sources/buffers.py", "observations.py"}  # how observations are kept
 BESIDE |= {"updaters/adam.py", "updaters/optimizer.py", "algorithms/config.py"}
 BESIDE |= {"compiler/__init__.py", "updaters/graph.py"}  # asked, and off
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageSequence
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from proximo.algorithms import ALGORITHMS
-from proximo.models.actor_critic import Network
+from proximo.models.network import Network
 from proximo.presets import PRESETS
 from proximo.run import session
 from proximo.run.config import RunConfig

@@ -23,7 +23,8 @@ from proximo.compiler import compiling, fuse, fused
 from proximo.compiler.library import Worker
 from proximo.compiler.worker import rational_tanh
 from proximo.errors import ConfigError, StaleGraph
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 from proximo.objectives import Diagnostics, Term, clip, entropy, per_action, value_error
 from proximo.policy import Evaluation
 from proximo.run.config import resolved

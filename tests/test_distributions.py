@@ -95,7 +95,7 @@ def test_rows_can_be_cut_from_a_column_of_distributions(name: str) -> None:
     head = head_named(name)
     old, now = (head(torch.randn(4, 3, head.outputs)) for _ in range(2))
     action = old.sample(head.noise(4, 3, device=CPU))
-    rows = Batch(old=old, action=action).flatten().steps(torch.tensor([5, 0]))
+    rows = Batch(old=old, action=action).flatten().part(torch.tensor([5, 0]))
     assert type(rows.old) is type(old)
     torch.testing.assert_close(rows.old.logp(rows.action), old.logp(action).flatten()[[5, 0]])
     again = with_leaves(old, leaves_of(old))

@@ -145,7 +145,7 @@ def scattered(policy: ActorCritic) -> None:
     size = 10 ** uniform(-1, 0.5)
     for parameter in policy.parameters():
         parameter.copy_(size * torch.randn_like(parameter))
-    moments = policy.normalizer.moments
+    moments = policy.trunk.encoder.moments
     moments.load_state_dict(RunningMoments(len(moments.mean)).state_dict())
     if uniform(0, 1) < 0.7:
         moments.update(uniform(-3, 3) + 10 ** uniform(-2, 2) * torch.randn(50, len(moments.mean)))
@@ -232,14 +232,14 @@ def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
     policy = policy_for(SPACES["box"])
     with torch.no_grad():
         policy.actor[-1].weight.mul_(300)
-        policy.normalizer.moments.load_state_dict(RunningMoments(5).state_dict())
+        policy.trunk.encoder.moments.load_state_dict(RunningMoments(5).state_dict())
     batch = collected(policy, 30 + 5 * torch.randn(16, 4, 5), torch.ones(16, 4, dtype=torch.bool))
     before = snapshot(policy)
     asked, row = settled(Ledger(policy, RunConfig(max_kl=1e-5)), policy, batch, lambda: policy.observe(batch))
     assert kl_of(policy, before, asked, batch) > 1e-2
     assert 0 < row["alpha"] < 0.1
     assert 1e-6 < kl_of(policy, before, snapshot(policy), batch) <= 1e-5
-    assert 0 < policy.normalizer.moments.count < 64
+    assert 0 < policy.trunk.encoder.moments.count < 64
 
 
 def test_what_is_remembered_does_not_move_with_the_policy() -> None:

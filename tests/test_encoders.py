@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from proximo.batch import leaves_of, tree_map, with_leaves
 from proximo.compiler.trace import Trace
 from proximo.errors import ConfigError, EnvFailure, ProximoError, UnknownName, UnsupportedSpace
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
 from proximo.models.encoders import Choices, Encoding, TextEncoder, TreeEncoder, Vector, encoder_for
 from proximo.models.images import ImageEncoder, impala, nature
+from proximo.models.network import Network
 from proximo.models.normalize import Normalizer
 from proximo.observations import leaves, pointer, stack_index, stacked, storage, text_codes, zeros
 from tests.toys import Corridor
@@ -159,7 +160,7 @@ def test_a_vector_is_normalised_or_left_alone() -> None:
     assert isinstance(normal, Normalizer)
     assert list(normal.state_dict()) == ["moments.mean", "moments.variance", "moments.count"]
     names = set(ActorCritic(space, spaces.Discrete(2), Network(normalize_observation=True)).state_dict())
-    assert {f"normalizer.{name}" for name in normal.state_dict()} <= names
+    assert {f"trunk.encoder.{name}" for name in normal.state_dict()} <= names
 
 
 def test_every_box_that_is_no_image_has_its_own_statistics_of_live_rows() -> None:

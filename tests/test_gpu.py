@@ -13,7 +13,8 @@ import torch
 import proximo
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 from proximo.replay import Replay
 from proximo.run.checkpoint import all_of
 from proximo.sources.cartpole import CartPole

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from proximo.advantages import gae, standardize
 from proximo.batch import Batch
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 from proximo.objectives import clip, entropy, value_error
 from proximo.reduce import masked_mean
 

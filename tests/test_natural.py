@@ -18,8 +18,9 @@ from proximo.algorithms.trpo import TRPO
 from proximo.batch import Batch, leaves_of, with_leaves
 from proximo.compiler import compiling, lent
 from proximo.errors import NonFiniteError, StaleGraph
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Categorical
+from proximo.models.network import Network
 from proximo.objectives import Diagnostics, Term, entropy, per_action, surrogate, value_error
 from proximo.policy import Distribution, Evaluation
 from proximo.reduce import masked_mean

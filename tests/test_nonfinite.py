@@ -21,7 +21,8 @@ from torch import Tensor
 import proximo
 from proximo.batch import Batch
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 from proximo.objectives import Diagnostics, Term, value_error
 from proximo.policy import Evaluation
 from proximo.run import checkpoint, session

@@ -15,7 +15,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 import proximo
 from proximo.errors import ConfigError
-from proximo.models.actor_critic import Network
+from proximo.models.network import Network
 from proximo.run import session
 from tests.conftest import SMALL
 from tests.toys import RecallContinuous, Toy

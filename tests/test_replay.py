@@ -16,7 +16,8 @@ from torch import Tensor
 
 from proximo import compiler
 from proximo.compiler import compiling
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 from proximo.replay import Replay, replayed
 from proximo.sources.cartpole import CartPole
 from proximo.sources.tensors import TensorSource

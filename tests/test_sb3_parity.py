@@ -16,7 +16,8 @@ from torch import Tensor
 from proximo.advantages import gae, standardize
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 
 STEPS, LANES = 32, 4
 CONFIG = PPOConfig(

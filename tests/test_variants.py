@@ -22,8 +22,9 @@ from proximo.batch import Batch
 from proximo.coefficients import Coefficient, steered
 from proximo.drift import kl
 from proximo.errors import ConfigError
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Categorical
+from proximo.models.network import Network
 from proximo.objectives import Term, clip, dual_clip, fisher_rao, score, surrogate, value_error
 from proximo.policy import Evaluation
 from proximo.run.config import from_json, resolved

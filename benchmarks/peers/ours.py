@@ -28,7 +28,8 @@ from proximo.advantages import standardize
 from proximo.algorithms import ppo
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.models.actor_critic import ActorCritic, Network
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
 from proximo.objectives import clip, entropy, value_error
 from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd

@@ -1,49 +1,29 @@
-"""The actor-critic for vectors: a normaliser, two towers, and a head for the action space."""
+"""The actor-critic: a trunk that sees and may remember, towers for actor and critic, a head for the actions."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from proximo.batch import Batch
-from proximo.errors import ConfigError, UnsupportedSpace
-from proximo.models.distributions import GaussianHead, head_for
-from proximo.models.normalize import Normalizer
+from proximo.batch import Batch, leaves_of, tree_map
+from proximo.errors import UnsupportedSpace
+from proximo.models.distributions import head_for
+from proximo.models.encoders import Encoding, encoder_for
+from proximo.models.memory import CORES
+from proximo.models.network import Network
+from proximo.observations import space_map, storage
 from proximo.policy import Evaluation
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
+MASK = "action_mask"  # the key of an observation that says which actions are allowed
 
 
-@dataclass(frozen=True)
-class Network:
-    """The shape of the policy's network."""
-
-    hidden: tuple[int, ...] = (64, 64)
-    """Units in each hidden layer, of the actor and of the critic alike."""
-
-    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
-    """What stands between the layers."""
-
-    normalize_observation: bool = False
-    """Centre and scale observations by running statistics, clipped to ±10; they travel with the policy."""
-
-    log_std_init: float = 0.0
-    """Natural logarithm of the standard deviation that continuous actions begin with."""
-
-    def __post_init__(self) -> None:
-        if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
-            raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
-        if not -10 <= self.log_std_init <= 10:
-            raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -10 and 10")
-
-
-def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.Sequential:
+def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float, layer_norm: bool = False) -> nn.Sequential:
     """A multilayer perceptron; orthogonal weights (gain √2, the last layer's `gain`), zero biases."""
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
@@ -52,69 +32,146 @@ def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float) -> nn.
         if not linear.weight.is_meta:
             nn.init.orthogonal_(linear.weight, gain if last else 2**0.5)
             nn.init.zeros_(linear.bias)
-        layers += [linear] if last else [linear, activation()]
+        between = [nn.LayerNorm(outputs), activation()] if layer_norm else [activation()]
+        layers += [linear] if last else [linear, *between]
     return nn.Sequential(*layers)
 
 
+class Trunk(nn.Module):
+    """Observations to features, past what is remembered where there is a core."""
+
+    def __init__(self, space: gym.Space, network: Network) -> None:
+        super().__init__()
+        encoding = Encoding(network.normalize_observation, network.images, network.channels)
+        self.encoder: Any = encoder_for(space, encoding)
+        self.core: Any = None
+        if network.memory != "none":
+            more = dict(window=network.memory_window) if network.memory == "transformer" else {}
+            self.core = CORES[network.memory](self.encoder.features, network.memory_size, **more)
+        self.features: int = (self.core or self.encoder).features
+
+    def initial(self, lanes: int) -> Any:
+        return () if self.core is None else self.core.initial(lanes)
+
+    def forward(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Any]:
+        """[..., *] -> [..., features]; with a core [T, N, *], the memory before and after, and start [T, N]."""
+        features = self.encoder(observation)
+        return (features, ()) if self.core is None else self.core(features, memory, start)
+
+    def observe(self, observation: Any, mask: Tensor) -> None:
+        """Take the rows where the mask is True into running statistics."""
+        if hasattr(self.encoder, "observe"):
+            self.encoder.observe(observation, mask)
+
+
 class ActorCritic(nn.Module):
-    """Separate towers for policy and value over one normaliser (Andrychowicz et al. 2021, arXiv:2006.05990)."""
+    """Towers for policy and value (Andrychowicz et al. 2021, arXiv:2006.05990) over one trunk or over one each.
+
+    A vector's trunk is its normaliser alone, which both share; what is learned in a trunk is shared unless
+    `network.trunk` is separate.
+    """
 
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
         super().__init__()
-        self.sequence = 1
-        self.features, activation = feature_count(observation_space), ACTIVATIONS[network.activation]
-        self.normalizer = Normalizer(self.features) if network.normalize_observation else nn.Identity()
-        self.head: Any = head_for(action_space)
-        if isinstance(self.head, GaussianHead):
-            nn.init.constant_(self.head.log_std, network.log_std_init)
-        self.actor = tower((self.features, *network.hidden, self.head.outputs), activation, gain=0.01)
-        self.critic = tower((self.features, *network.hidden, 1), activation, gain=1.0)
+        self.space, self.masked = observation_space, has_mask(observation_space)
+        seen = without_mask(observation_space) if self.masked else observation_space
+        self.trunk = Trunk(seen, network)
+        apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
+        self.critic_trunk = Trunk(seen, network) if apart else None
+        self.remembers, self.sequence = self.trunk.core is not None, network.sequence
+        self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
+        shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
+        self.actor = tower((*shape, self.head.outputs), activation, 0.01, network.layer_norm)
+        self.critic = tower((*shape, 1), activation, 1.0, network.layer_norm)
 
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
 
-    def noise(self, *shape: int) -> Tensor:
+    def initial(self, lanes: int) -> Any:
+        first = self.trunk.initial(lanes)
+        return first if self.critic_trunk is None else (first, self.critic_trunk.initial(lanes))
+
+    def noise(self, *shape: int) -> Any:
         return self.head.noise(*shape, device=self.device)
 
-    def initial(self, lanes: int) -> tuple[()]:
-        return ()
-
     @torch.no_grad()
-    def act(
-        self, observation: Tensor, noise: Tensor | None, memory: Any = (), start: Tensor | None = None
-    ) -> tuple[Tensor, Any]:
-        distribution = self.head(self.actor(self.normalizer(observation)))
-        return distribution.mode() if noise is None else distribution.sample(noise), ()
+    def act(self, observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any]:
+        features, _, memory = self._step(observation, memory, start)
+        distribution = self._distribution(features, observation)
+        return distribution.mode() if noise is None else distribution.sample(noise), memory
 
-    def to_env(self, action: Tensor) -> Any:
-        return self.head.to_env(action.cpu().numpy())
+    def to_env(self, action: Any) -> Any:
+        return self.head.to_env(tree_map(lambda x: x.cpu().numpy(), action))
 
-    def value(self, observation: Tensor, memory: Any = (), start: Tensor | None = None) -> Tensor:
-        return self.critic(self.normalizer(observation)).squeeze(-1)
+    def value(self, observation: Any, memory: Any = (), start: Tensor | None = None) -> Tensor:
+        return self.critic(self._step(observation, memory, start)[1]).squeeze(-1)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        features = self.normalizer(batch.observation)
-        distribution = self.head(self.actor(features))
-        return Evaluation(distribution.logp(batch.action), self.critic(features).squeeze(-1), distribution)
+        if self.remembers:
+            shown = Batch(observation=batch.observation, start=batch.start, memory=batch.memory)
+            pieces = shown.sequences()
+            first = tree_map(lambda x: x[0], pieces.memory)
+            *features, _ = self._features(pieces.observation, first, pieces.start)
+            acting, judging = (batch.whole(x) for x in features)
+        else:
+            acting, judging, _ = self._features(batch.observation, self.initial(0), None)
+        distribution = self._distribution(acting, batch.observation)
+        return Evaluation(distribution.logp(batch.action), self.critic(judging).squeeze(-1), distribution)
+
+    def _step(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+        """Features of actor and critic for observations [N, ...], and the memory after them."""
+        if not self.remembers:
+            return self._features(observation, memory, start)
+        begun = leaves_of(memory)[0].new_zeros(len(leaves_of(memory)[0]), dtype=torch.bool) if start is None else start
+        row = tree_map(lambda x: x.unsqueeze(0), observation)
+        acting, judging, memory = self._features(row, memory, begun.unsqueeze(0))
+        return acting[0], judging[0], memory
+
+    def _features(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
+        if self.masked:
+            observation = {key: part for key, part in observation.items() if key != MASK}
+        if self.critic_trunk is None:
+            features, memory = self.trunk(observation, memory, start)
+            return features, features, memory
+        own, critics = memory or ((), ())
+        acting, own = self.trunk(observation, own, start)
+        judging, critics = self.critic_trunk(observation, critics, start)
+        return acting, judging, (own, critics) if self.remembers else ()
+
+    def _distribution(self, features: Tensor, observation: Any) -> Any:
+        outputs = self.actor(features)
+        return self.head(outputs, observation[MASK]) if self.masked else self.head(outputs)
 
     def blank(self, *shape: int) -> Batch:
         """A batch of dead rows [*shape], with the columns that a source collects for this policy, all zero."""
-        observation = torch.zeros(*shape, self.features, device=self.device)
-        number = torch.zeros(shape, device=self.device)
+
+        def zeros(path: Any, leaf: gym.Space) -> Tensor:
+            size, dtype = storage(leaf)
+            return torch.zeros(*shape, *size, dtype=getattr(torch, dtype.name), device=self.device)
+
+        observation, number = space_map(zeros, self.space), torch.zeros(shape, device=self.device)
         numbers = dict.fromkeys(("reward", "logp", "value", "next_value"), number)
         flags = dict.fromkeys(("mask", "start", "terminated", "truncated"), number.bool())
-        action = torch.zeros_like(self.act(observation, None)[0])
+        steps, lanes = shape
+        action = self.act(tree_map(lambda x: x[0], observation), None, self.initial(lanes))[0]
+        action = tree_map(lambda x: torch.zeros_like(x).expand(steps, *x.shape).clone(), action)
         return Batch(observation=observation, action=action, **numbers, **flags)
 
     def observe(self, batch: Batch) -> None:
-        if isinstance(self.normalizer, Normalizer):
-            self.normalizer.observe(batch.observation, batch.mask)
+        shown = {k: v for k, v in batch.observation.items() if k != MASK} if self.masked else batch.observation
+        for trunk in (self.trunk, self.critic_trunk):
+            if trunk is not None:
+                trunk.observe(shown, batch.mask)
 
 
-def feature_count(space: gym.Space) -> int:
-    """How many numbers an observation has; UnsupportedSpace for anything but a vector."""
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1 and space.shape[0] > 0:
-        return space.shape[0]
-    advice = "flatten it with gymnasium.wrappers.FlattenObservation"
-    raise UnsupportedSpace(f"observation space {space} is not supported yet (supported: Box vectors); {advice}")
+def has_mask(space: gym.Space) -> bool:
+    return isinstance(space, gym.spaces.Dict) and MASK in space.spaces
+
+
+def without_mask(space: Any) -> gym.Space:
+    """The space of what is seen besides the mask: with one key left, that part still in a Dict."""
+    rest = {key: part for key, part in space.spaces.items() if key != MASK}
+    if not rest:
+        raise UnsupportedSpace(f"observation space {space} has a mask and nothing else to see")
+    return gym.spaces.Dict(rest)

@@ -14,7 +14,7 @@ from typing import Any, Literal
 from proximo.algorithms import algorithm_named
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
-from proximo.models.actor_critic import Network
+from proximo.models.network import Network
 
 # What other libraries call a setting.
 ELSEWHERE = {
@@ -113,12 +113,27 @@ class Resolved:
                 f"{parts} minibatches do not divide a batch of {rollout} steps ({self.run.envs} envs × "
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
             )
+        if self.network.memory != "none":
+            self._check_sequences(parts)
         if rollout // parts < 2:
             raise ConfigError(f"{parts} minibatches of {rollout} steps leave one step each: at least 2 are needed")
         if self.run.steps < rollout:
             raise ConfigError(
                 f"{self.run.steps} steps are fewer than one rollout of {rollout} ({self.run.envs} envs × "
                 f"{self.algorithm.horizon} horizon): raise --steps, or lower --envs or --horizon"
+            )
+
+    def _check_sequences(self, parts: int) -> None:
+        """A policy with a memory learns from whole sequences."""
+        length, horizon = self.network.sequence, self.algorithm.horizon
+        if horizon % length:
+            raise ConfigError(
+                f"sequences of {length} steps do not divide a horizon of {horizon}: give another --sequence"
+            )
+        if (self.rollout // length) % parts:
+            raise ConfigError(
+                f"{parts} minibatches do not divide {self.rollout // length} sequences of {length} steps: lower "
+                "--minibatches or --sequence"
             )
 
     @property

@@ -10,8 +10,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from proximo.batch import tree_map
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
-from proximo.run.agent import Agent
+from proximo.run.agent import Agent, together
 from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
 from proximo.sources.backends import MakeEnv
 
@@ -65,13 +66,15 @@ def _together(agent: Agent, make: MakeEnv, indices: range, seed: int, stop: Call
     try:
         envs = [make() for _ in indices]
         observations = [env.reset(seed=derived(seed, EVALUATION, i))[0] for i, env in zip(indices, envs, strict=True)]
+        agent.reset()
         returns, lengths, running = [0.0] * len(envs), [0] * len(envs), list(range(len(envs)))
         while running:
             if stop():
                 return None
-            actions = agent.act(np.stack([observations[i] for i in running]))
+            actions = agent.act(together([observations[i] for i in running]))
             still: list[int] = []
-            for i, action in zip(running, actions, strict=True):
+            for place, i in enumerate(running):
+                action = tree_map(lambda x: x[place], actions)  # noqa: B023
                 observations[i], reward, terminated, truncated, _ = envs[i].step(action)
                 returns[i] += float(reward)
                 lengths[i] += 1
@@ -79,6 +82,7 @@ def _together(agent: Agent, make: MakeEnv, indices: range, seed: int, stop: Call
                     raise NonFiniteError(f"the reward is {reward} in evaluation, step {lengths[i]} of an episode")
                 if not (terminated or truncated):
                     still.append(i)
+            agent.keep([running.index(i) for i in still])
             running = still
             if running and lengths[running[0]] >= LONGEST:
                 raise EnvFailure(

@@ -18,6 +18,7 @@ from proximo.run.config import Resolved, RunConfig
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.machine import threads
 from proximo.run.run import load_policy, must_match
+from proximo.run.seeding import borrowed_generators
 from proximo.run.spaces import space_from_json
 from proximo.sources.backends import MANY, EnvLike, single
 from proximo.updaters.optimizer import packed
@@ -104,7 +105,8 @@ def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
     if fresh:
         policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
     else:
-        policy = outline.to_empty(device=device)
+        with borrowed_generators():  # the weights that are drawn are not kept
+            policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
     packed(policy)
     return Agent(policy, spaces["observation"], spaces["action"])
 

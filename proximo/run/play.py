@@ -67,6 +67,7 @@ def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episod
 def played(env: gym.Env, agent: Agent, seed: int) -> Iterator[tuple[np.ndarray, float]]:
     """One episode as (frame before the step, reward of the step)."""
     observation, _ = env.reset(seed=seed)
+    agent.reset()
     for _ in range(LONGEST):
         try:
             frame = np.asarray(env.render())

@@ -9,8 +9,8 @@ from typing import Any
 
 from proximo.algorithms import Expecting, algorithm_named
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
-from proximo.models.actor_critic import feature_count
 from proximo.models.distributions import head_for
+from proximo.observations import leaves
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.config import Resolved, changed, known_settings, resolved
@@ -188,7 +188,7 @@ def cautions(config: Resolved, lanes: Lanes) -> list[str]:
 
 def spaces_of(lanes: Lanes) -> dict[str, Any]:
     """The spaces as config.json has them; UnsupportedSpace for one that no model can serve."""
-    feature_count(lanes.observation_space)
+    leaves(lanes.observation_space)
     head_for(lanes.action_space)
     return {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
 

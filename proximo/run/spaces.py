@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
@@ -9,11 +11,14 @@ import numpy as np
 
 from proximo.errors import CheckpointError, UnsupportedSpace
 
+LARGEST = 2**24  # numbers in a box
+DEEPEST = 16  # spaces within each other
+
 
 def space_to_json(space: gym.Space) -> dict[str, Any]:
     match space:
         case gym.spaces.Box():
-            low, high = ([repr(float(x)) for x in bound.reshape(-1)] for bound in (space.low, space.high))
+            low, high = (bounds_to_json(bound) for bound in (space.low, space.high))
             return {"kind": "box", "shape": list(space.shape), "dtype": str(space.dtype), "low": low, "high": high}
         case gym.spaces.Discrete():
             return {"kind": "discrete", "n": int(space.n), "start": int(space.start), **dtype_of(space)}
@@ -22,7 +27,29 @@ def space_to_json(space: gym.Space) -> dict[str, Any]:
             return {"kind": "multi_discrete", **numbers, **dtype_of(space)}
         case gym.spaces.MultiBinary():
             return {"kind": "multi_binary", "n": space.n if isinstance(space.n, int) else list(space.shape)}
-    raise UnsupportedSpace(f"space {space} is not supported yet")
+        case gym.spaces.Text():
+            characters = "".join(sorted(space.character_set))
+            return {"kind": "text", "min": space.min_length, "max": space.max_length, "characters": characters}
+        case gym.spaces.Dict():
+            if not all(isinstance(key, str) for key in space.spaces):
+                raise UnsupportedSpace(f"space {space} has keys that are no strings")
+            return {"kind": "dict", "spaces": {key: space_to_json(part) for key, part in space.spaces.items()}}
+        case gym.spaces.Tuple():
+            return {"kind": "tuple", "spaces": [space_to_json(part) for part in space.spaces]}
+    raise UnsupportedSpace(f"space {space} is not supported")
+
+
+def bounds_to_json(bound: np.ndarray) -> list[str]:
+    """A box's bounds one by one, or the one that all share, as an image's pixels do."""
+    shared = bound.size > 1 and bool((bound == bound.reshape(-1)[0]).all())
+    return [repr(float(x)) for x in bound.reshape(-1)[: 1 if shared else None]]
+
+
+def bounds_from_json(described: list[str], shape: tuple[int, ...]) -> np.ndarray:
+    if not 0 < math.prod(shape) <= LARGEST:
+        raise ValueError(f"shape {shape}")
+    bounds = np.array([float(x) for x in described])
+    return np.full(shape, bounds[0]) if len(bounds) == 1 else bounds.reshape(shape)
 
 
 def dtype_of(space: gym.Space) -> dict[str, str]:
@@ -40,15 +67,17 @@ def dtype_from(described: dict[str, Any]) -> dict[str, Any]:
     return {"dtype": dtype.type}
 
 
-def space_from_json(described: Any) -> gym.Space:
+def space_from_json(described: Any, depth: int = 0) -> gym.Space:
     """The space; CheckpointError for anything that does not describe one."""
     try:
+        if depth > DEEPEST:
+            raise ValueError(f"it is more than {DEEPEST} spaces deep")
         match described["kind"]:
             case "box":
                 shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
                 if dtype.kind not in "fiu":
                     raise ValueError(f"dtype {dtype}")
-                low, high = (np.array([float(x) for x in described[k]]).reshape(shape) for k in ("low", "high"))
+                low, high = (bounds_from_json(described[k], shape) for k in ("low", "high"))
                 made = gym.spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype.type)
             case "discrete":
                 made = gym.spaces.Discrete(described["n"], start=described["start"], **dtype_from(described))
@@ -56,10 +85,28 @@ def space_from_json(described: Any) -> gym.Space:
                 made = gym.spaces.MultiDiscrete(described["nvec"], start=described["start"], **dtype_from(described))
             case "multi_binary":
                 made = gym.spaces.MultiBinary(described["n"])
+            case "text":
+                lengths = dict(min_length=described["min"], charset=described["characters"])
+                return gym.spaces.Text(described["max"], **lengths)
+            case "dict":
+                parts = described["spaces"].items()
+                kept = OrderedDict((key, space_from_json(part, depth + 1)) for key, part in parts)  # or it sorts them
+                return gym.spaces.Dict(kept)
+            case "tuple":
+                return gym.spaces.Tuple([space_from_json(part, depth + 1) for part in described["spaces"]])
             case other:
                 raise ValueError(f"kind {other!r}")
         if 0 in (made.shape or ()):
             raise ValueError(f"{made} is empty")
         return made
-    except (KeyError, TypeError, ValueError, OverflowError, AssertionError, RuntimeError, MemoryError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        AttributeError,
+        OverflowError,
+        AssertionError,
+        RuntimeError,
+        MemoryError,
+    ) as error:
         raise CheckpointError(f"config.json describes no space: {error}") from None

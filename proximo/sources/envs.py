@@ -17,8 +17,8 @@ from proximo.batch import Batch, leaves_of
 from proximo.errors import EnvFailure, NonFiniteError
 from proximo.policy import Policy
 from proximo.sources.acting import Actor, Leaves, stacked
+from proximo.sources.buffers import Observations, as_float32
 from proximo.sources.episodes import Episodes
-from proximo.sources.observations import Observations, as_float32
 from proximo.state import live_tensors
 
 MakeEnvs = Callable[[int], gym.vector.VectorEnv]

@@ -69,7 +69,8 @@ class StepGraph:
             return (torch.stack(reports),)
 
         self.example = torch.arange(rows.mask.shape[-1], device=rows.mask.device).view(parts, -1)
-        self.example = self.example[: UNROLLED if parts % UNROLLED == 0 else 1]
+        long = rows.mask.dim() > 1  # a step goes through a sequence, and is long to compile
+        self.example = self.example[: UNROLLED if parts % UNROLLED == 0 and not long else 1]
         self.graph = fuse(gradient_steps, [self.example, *self.live, *rows.leaves()], range(1, 1 + len(self.live)))
 
     def on(self, rows: Batch) -> Callable[[Tensor], Tensor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import gymnasium as gym
@@ -12,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proximo.errors import EnvFailure, NonFiniteError
-from proximo.spaces import Path, at, space_leaves, space_map, storage, text_codes, told
+from proximo.observations import Path, leaves, pointer, space_map, storage, text_codes
 
 
 @dataclass
@@ -28,10 +30,7 @@ class Leaf:
     def stored(self, value: Any, lanes: int) -> np.ndarray:
         """Values of all lanes in the dtype they are kept in; EnvFailure where they are not what the space says."""
         if isinstance(self.space, gym.spaces.Text):
-            try:
-                return text_codes(self.space, [str(text) for text in value])
-            except (TypeError, ValueError) as error:
-                raise EnvFailure(f"the environment returned a text{self.where}: {error}") from None
+            return text_codes(self.space, [str(text) for text in value])
         wanted = (lanes, *self.shape)
         if not isinstance(value, np.ndarray) or value.shape != wanted:
             shape = getattr(value, "shape", type(value).__name__)
@@ -50,7 +49,7 @@ class Leaf:
 
     @property
     def where(self) -> str:
-        return f" at observation{told(self.path)}" if self.path else ""
+        return f" at {pointer(self.path)}" if self.path else ""
 
 
 class Observations:
@@ -58,7 +57,7 @@ class Observations:
 
     def __init__(self, space: gym.Space, lanes: int, steps: int) -> None:
         self.space, self.lanes = space, lanes
-        self.leaves = [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in space_leaves(space)]
+        self.leaves = [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in leaves(space).items()]
         for leaf in self.leaves:
             leaf.rows = np.zeros((steps + 1, lanes, *leaf.shape), leaf.dtype)
         self.rows = [
@@ -94,13 +93,13 @@ class Observations:
         for leaf, row in zip(self.leaves, rows, strict=True):
             if leaf.dtype.kind == "f" and not np.isfinite(row).all():
                 index = np.argwhere(~np.isfinite(row))[0].tolist()
-                raise NonFiniteError(f"the final observation{told(leaf.path)}{index} is {row[tuple(index)]} {where}")
+                raise NonFiniteError(f"the final observation{pointer(leaf.path)}{index} is {row[tuple(index)]} {where}")
         return [torch.from_numpy(np.array(row)) for row in rows]
 
     def tree(self, tensors: Sequence[Tensor]) -> Any:
         """Tensors of the leaves, in their order, as the space has them."""
         following = iter(tensors)
-        return space_map(lambda leaf, path: next(following), self.space)
+        return space_map(lambda path, leaf: next(following), self.space)
 
     def column(self) -> Any:
         """A copy of all rows but the last: a tree of tensors [T, N, ...]."""
@@ -112,16 +111,16 @@ class Observations:
         for leaf in self.leaves:
             if leaf.dtype.kind == "f" and not np.isfinite(seen := leaf.rows[: upto + 1]).all():
                 t, lane, *index = np.argwhere(~np.isfinite(seen))[0].tolist()
-                found.append((t, lane, f"observation{told(leaf.path)}{index} is {seen[(t, lane, *index)]}"))
+                found.append((t, lane, f"observation{pointer(leaf.path)}{index} is {seen[(t, lane, *index)]}"))
         return min(found, default=None)
 
 
 def taken(observation: Any, leaf: Leaf) -> Any:
     """The leaf's part of an observation; EnvFailure where it is missing."""
     try:
-        return at(observation, leaf.path)
+        return reduce(getitem, leaf.path, observation)
     except (KeyError, IndexError, TypeError):
-        raise EnvFailure(f"the environment returned no observation{told(leaf.path)}, which its space has") from None
+        raise EnvFailure(f"the environment returned no observation{pointer(leaf.path)}, which its space has") from None
 
 
 def as_float32(values: Any) -> np.ndarray:

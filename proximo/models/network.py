@@ -1,0 +1,64 @@
+"""What a policy's network is asked to be."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from proximo.errors import ConfigError
+from proximo.models.distributions import Kind
+
+
+@dataclass(frozen=True)
+class Network:
+    """The shape of the policy's network."""
+
+    hidden: tuple[int, ...] = (64, 64)
+    """Units in each hidden layer, of the actor and of the critic alike."""
+
+    activation: Literal["tanh", "relu", "elu", "silu"] = "tanh"
+    """What stands between the layers."""
+
+    layer_norm: bool = False
+    """A LayerNorm before each activation."""
+
+    normalize_observation: bool = False
+    """Centre and scale observations by running statistics, clipped to ±10; they travel with the policy."""
+
+    images: Literal["auto", "nature", "impala"] = "auto"
+    """The network for images: auto is nature from 64 pixels a side on, and impala below."""
+
+    channels: Literal["auto", "first", "last"] = "auto"
+    """Where an image's colours are: first (C×H×W), last (H×W×C), or whichever side is the shortest."""
+
+    trunk: Literal["auto", "shared", "separate"] = "auto"
+    """Whether actor and critic share what lies below their layers: auto shares what is learned there."""
+
+    memory: Literal["none", "lstm", "gru", "transformer"] = "none"
+    """What the policy remembers an episode with."""
+
+    memory_size: int = 128
+    """Numbers in a memory's state."""
+
+    memory_window: int = 32
+    """Steps of the past that a layer of the transformer sees."""
+
+    sequence: int = 16
+    """Steps that a policy with a memory learns from at once; what came before reaches it without a gradient."""
+
+    distribution: Kind = "gaussian"
+    """How continuous actions are drawn: gaussian, clipped to the bounds; squashed into them by tanh; or beta."""
+
+    state_std: bool = False
+    """Whether the network gives the deviations of continuous actions; else they are parameters of their own."""
+
+    log_std_init: float = 0.0
+    """Natural logarithm of the standard deviation that continuous actions begin with."""
+
+    def __post_init__(self) -> None:
+        if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
+            raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
+        if not -10 <= self.log_std_init <= 10:
+            raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -10 and 10")
+        if self.sequence < 1:
+            raise ConfigError(f"sequence is {self.sequence}: it must be at least 1")
