@@ -12,6 +12,7 @@ from torch import Tensor
 
 from proximo.errors import EnvFailure, UnsupportedSpace
 
+MASK = "action_mask"  # the key of a Dict that says which actions are allowed
 Path = tuple[str | int, ...]  # the keys and indices that lead to a leaf; () is the observation itself
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Text, in Dict and Tuple of any depth"
 

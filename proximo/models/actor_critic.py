@@ -16,11 +16,10 @@ from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.memory import CORES
 from proximo.models.network import Network
-from proximo.observations import space_map, storage
+from proximo.observations import MASK, space_map, storage
 from proximo.policy import Evaluation
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
-MASK = "action_mask"  # the key of an observation that says which actions are allowed
 
 
 def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float, layer_norm: bool = False) -> nn.Sequential:

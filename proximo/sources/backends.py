@@ -21,6 +21,7 @@ from proximo.sources.cartpole import CartPole
 from proximo.sources.checked import Checked
 from proximo.sources.envpool import EnvPoolLanes, envpool_ids, envpool_serves, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
+from proximo.sources.masks import ShowsMask, says_masks
 from proximo.sources.tensors import TensorEnv, TensorSource
 
 MakeEnv = Callable[[], gym.Env]
@@ -153,6 +154,15 @@ def single(env: str | MakeEnv, max_episode_steps: int | None = None, **kwargs: A
     """A function that makes one checked environment from an id or a maker."""
 
     def make_one() -> gym.Env:
+        if "masks" not in known:
+            probe = limited()
+            known["masks"] = says_masks(probe)
+            probe.close()
+        return limited() if known["masks"] is None else ShowsMask(limited(), known["masks"])
+
+    known = dict[str, Any]()  # of the environment, once one was made
+
+    def limited() -> gym.Env:
         if isinstance(env, str):
             return Checked(make_registered(env, max_episode_steps=max_episode_steps, **kwargs))
         elif not callable(env):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from proximo.errors import EnvFailure, NonFiniteError
-from proximo.observations import Path, leaves, pointer, space_map, storage, text_codes
+from proximo.observations import MASK, Path, leaves, pointer, space_map, storage, text_codes
 
 
 @dataclass
@@ -38,14 +38,24 @@ class Leaf:
                 f"the environment returned observations{self.where} of shape {shape}, its space says {wanted}"
             )
         if value.dtype == self.dtype:
-            return value
+            return value if self.dtype.kind == "f" else self.in_range(value)
         if self.dtype.kind == "f":
             return as_float32(value)
         if value.dtype.kind not in "biu":
             raise EnvFailure(
                 f"the environment returned observations{self.where} of {value.dtype}, its space says {self.dtype}"
             )
-        return value.astype(self.dtype)
+        return self.in_range(value.astype(self.dtype))
+
+    def in_range(self, value: np.ndarray) -> np.ndarray:
+        """Choices, if the space has them; EnvFailure names one that it has not."""
+        if isinstance(self.space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
+            many = self.space.n if isinstance(self.space, gym.spaces.Discrete) else self.space.nvec
+            for place in np.argwhere((value < self.space.start) | (value >= self.space.start + many))[:1]:
+                raise EnvFailure(
+                    f"the environment returned {value[tuple(place)]}{self.where}, which is not in {self.space}"
+                )
+        return value
 
     @property
     def where(self) -> str:
@@ -55,14 +65,24 @@ class Leaf:
 class Observations:
     """Rows [T + 1, N, ...] of every leaf, one row more than steps: what came last. Tensors alias the arrays."""
 
-    def __init__(self, space: gym.Space, lanes: int, steps: int) -> None:
+    def __init__(self, space: gym.Space, lanes: int, steps: int, choices: list[int] | None = None) -> None:
+        """`choices` are the options of each choice of an action, for a mask to be looked at."""
         self.space, self.lanes = space, lanes
         self.leaves = [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in leaves(space).items()]
         for leaf in self.leaves:
             leaf.rows = np.zeros((steps + 1, lanes, *leaf.shape), leaf.dtype)
+        self.allowed = next((leaf for leaf in self.leaves if leaf.path == (MASK,)), None) if choices else None
+        self.firsts = np.cumsum([0, *(choices or [])])[:-1]
         self.rows = [
             list(row) for row in zip(*(torch.from_numpy(leaf.rows).unbind() for leaf in self.leaves), strict=True)
         ]
+
+    def must_allow(self, t: int, live: np.ndarray, step: int) -> None:
+        """EnvFailure where a mask in row `t` of the live lanes [N] leaves a choice without an option."""
+        if self.allowed is not None:
+            options = np.logical_or.reduceat(self.allowed.rows[t] != 0, self.firsts, -1).all(-1)
+            for lane in np.flatnonzero(live & ~options):
+                raise EnvFailure(f"no action is allowed in lane {lane} at step {step}: its mask is all zeros")
 
     def write(self, t: int, observation: Any) -> None:
         """The observation of all lanes into row `t`."""

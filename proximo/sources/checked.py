@@ -22,7 +22,8 @@ class Checked(gym.Wrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
-        self._shape, self._dtype = env.observation_space.shape, env.observation_space.dtype
+        space = env.observation_space if isinstance(env.observation_space, gym.spaces.Box) else None
+        self._shape, self._dtype = (space.shape, space.dtype) if space is not None else (None, None)
         self._good_dtypes = {self._dtype}
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
@@ -59,7 +60,7 @@ class Checked(gym.Wrapper):
 
     def _check(self, observation: Any, what: str) -> None:
         if self._shape is None or self._dtype is None:
-            return  # a composite space: refused, or checked, where its leaves are known
+            return  # no arrays: checked where the leaves are known
         shape, dtype = getattr(observation, "shape", None), getattr(observation, "dtype", None)
         if shape != self._shape:
             got = f"shape {shape}" if shape is not None else f"a {type(observation).__name__}"

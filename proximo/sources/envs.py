@@ -19,6 +19,7 @@ from proximo.policy import Policy
 from proximo.sources.acting import Actor, Leaves, stacked
 from proximo.sources.buffers import Observations, as_float32
 from proximo.sources.episodes import Episodes
+from proximo.sources.masks import choices
 from proximo.state import live_tensors
 
 MakeEnvs = Callable[[int], gym.vector.VectorEnv]
@@ -49,7 +50,7 @@ class EnvSource:
         first = self._guarded("reset", lambda: envs.reset(seed=seed))[0]
         horizon, lanes = self.horizon, self.lanes
         if not hasattr(self, "seen"):
-            self.seen = Observations(envs.single_observation_space, lanes, horizon)
+            self.seen = Observations(envs.single_observation_space, lanes, horizon, choices(envs.single_action_space))
             self.reward = np.zeros((horizon, lanes))
             self.mask = np.ones((horizon + 1, lanes), bool)
             self.terminated, self.truncated = np.zeros((2, horizon, lanes), bool)
@@ -108,6 +109,7 @@ class EnvSource:
         `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
         """
         envs: Any = self.envs
+        self.seen.must_allow(t, self.mask[t], self.taken)
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
         self.taken += 1
         self._write("reward", self.reward, t, reward)
