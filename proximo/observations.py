@@ -75,8 +75,8 @@ def storage(leaf: gym.Space, path: Path = ()) -> Storage:
 
 
 def unsupported(leaf: gym.Space, path: Path, advice: str) -> UnsupportedSpace:
-    where = f"the leaf {pointer(path)} of the observation space" if path else "observation space"
-    return UnsupportedSpace(f"{where}, {leaf}, is not supported yet (supported: {SUPPORTED}); {advice}")
+    where = f"the leaf {pointer(path)} of the observation space, {leaf}," if path else f"observation space {leaf}"
+    return UnsupportedSpace(f"{where} is not supported (supported: {SUPPORTED}); {advice}")
 
 
 def zeros(space: gym.Space, *lead: int) -> Any:

@@ -25,14 +25,17 @@ def choices(space: gym.Space) -> list[int] | None:
 def says_masks(env: gym.Env) -> str | None:
     """Where an environment says which actions are allowed, if not in its observation: "method", "info" or nowhere.
 
-    It may be reset to find out.
+    It may be reset to find out; one that cannot be is complained of where it is used.
     """
     shown = isinstance(env.observation_space, gym.spaces.Dict) and MASK in env.observation_space.spaces
     if shown or choices(env.action_space) is None:
         return None
     if callable(getattr(env.unwrapped, "action_masks", None)):
         return "method"
-    return "info" if MASK in env.reset(seed=0)[1] else None
+    try:
+        return "info" if MASK in env.reset(seed=0)[1] else None
+    except EnvFailure:
+        return None
 
 
 class ShowsMask(gym.Wrapper):
