@@ -125,6 +125,101 @@ class RecallContinuous(Recall):
         super().__init__(continuous=True)
 
 
+class Cue(gym.Env):
+    """A sign is shown first, then nothing for `wait` steps; the last action must name it. Without memory: 0.5.
+
+    What is seen when the episode ends, and in every step between, says nothing of the sign.
+    """
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(2)
+
+    def __init__(self, wait: int = 4) -> None:
+        self.wait = wait
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.sign, self.t = int(self.np_random.integers(2)) * 2 - 1, 0
+        return np.array([self.sign, 0], np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        over = self.t > self.wait
+        right = float(2 * int(action) - 1 == self.sign) if over else 0.0
+        return np.array([0, self.t == self.wait], np.float32), right, over, False, {}
+
+
+class Everything(gym.Env):
+    """A picture, a word, a number and a choice are seen; a Dict of actions is taken, of which some are forbidden.
+
+    The word and the picture's bright side say the same side, worth 1 where it is named; pushes cost. `forbidden` counts
+    actions that the mask did not allow.
+    """
+
+    observation_space = gym.spaces.Dict(
+        picture=gym.spaces.Box(0, 255, (16, 16, 3), np.uint8),
+        inner=gym.spaces.Tuple([gym.spaces.Text(5, charset="efghilrt"), gym.spaces.Discrete(3, start=1)]),
+        number=gym.spaces.Box(-1, 1, (2,), np.float32),
+    )
+    action_space = gym.spaces.Dict(side=gym.spaces.Discrete(2), push=gym.spaces.Box(-1, 1, (2,), np.float32))
+
+    def _seen(self) -> dict[str, Any]:
+        self.side = int(self.np_random.integers(2))
+        picture = np.zeros((16, 16, 3), np.uint8)
+        picture[:, 8 * self.side : 8 * self.side + 8] = 200
+        word, choice = ("left", "right")[self.side], int(self.np_random.integers(1, 4))
+        return {"picture": picture, "inner": (word, choice), "number": np.zeros(2, np.float32)}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._seen(), {}
+
+    def step(self, action: Any) -> tuple[dict[str, Any], float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), repr(action)
+        reward = float(action["side"] == self.side) - 0.1 * float(np.square(action["push"]).sum())
+        self.t += 1
+        return self._seen(), reward, False, self.t == 8, {}
+
+
+class Masked(gym.Env):
+    """Of many actions few are allowed, others in each step; the allowed one of the lowest number is worth 1.
+
+    `says` is where the mask is said: "info", "method" or "observation"; `none` a step in which nothing is allowed.
+    Taking a forbidden action raises.
+    """
+
+    def __init__(self, says: str = "info", actions: int = 12, none: int | None = None) -> None:
+        self.says, self.actions, self.none = says, actions, none
+        plain = gym.spaces.Box(0, 1, (actions,), np.float32)
+        mask = gym.spaces.MultiBinary(actions)
+        shown = says == "observation"
+        self.observation_space = gym.spaces.Dict(seen=plain, action_mask=mask) if shown else plain
+        self.action_space = gym.spaces.Discrete(actions)
+        if says == "method":
+            self.action_masks = lambda: self.mask.astype(bool)
+
+    def _seen(self) -> tuple[Any, dict[str, Any]]:
+        self.mask = np.zeros(self.actions, np.int8)
+        if self.t != self.none:
+            self.mask[self.np_random.choice(self.actions, 3, replace=False)] = 1
+        seen = self.mask.astype(np.float32)
+        if self.says == "observation":
+            return {"seen": seen, "action_mask": self.mask}, {}
+        return seen, {"action_mask": self.mask} if self.says == "info" else {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._seen()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.mask[action], f"{action} is forbidden"
+        reward = float(action == self.mask.argmax())
+        self.t += 1
+        observation, info = self._seen()
+        return observation, reward, self.t == 10, False, info
+
+
 class Toy(gym.Env):
     """A user's ten lines: any action space, five observations, twenty steps."""
 

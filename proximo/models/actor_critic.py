@@ -155,7 +155,12 @@ class ActorCritic(nn.Module):
         steps, lanes = shape
         action = self.act(tree_map(lambda x: x[0], observation), None, self.initial(lanes))[0]
         action = tree_map(lambda x: torch.zeros_like(x).expand(steps, *x.shape).clone(), action)
-        return Batch(observation=observation, action=action, **numbers, **flags)
+        batch = Batch(observation=observation, action=action, **numbers, **flags)
+        if not self.remembers:
+            return batch
+        pieces = steps // self.sequence
+        memory = tree_map(lambda x: x.expand(pieces, *x.shape).clone(), self.initial(lanes))
+        return batch.replace(memory=memory)
 
     def observe(self, batch: Batch) -> None:
         shown = {k: v for k, v in batch.observation.items() if k != MASK} if self.masked else batch.observation

@@ -26,6 +26,10 @@ class Actor:
         self.act, self.outline = acting(policy, observation, tree_map(lambda x: x[0], noise), self.blank)
         self.parts = len(leaves_of(self.outline))
 
+    def forget(self) -> None:
+        """Remember nothing: every lane begins anew."""
+        self.memory = tuple(leaves_of(self.blank))
+
     def choose(self, t: int, shown: Sequence[Tensor], drawn: Sequence[Tensor], begun: Callable[[], Tensor]) -> Leaves:
         """The leaves of an action for every lane at step `t` of a collection; `begun` says where episodes begin."""
         if not self.memory:

@@ -21,7 +21,7 @@ from proximo.sources.cartpole import CartPole
 from proximo.sources.checked import Checked
 from proximo.sources.envpool import EnvPoolLanes, envpool_ids, envpool_serves, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
-from proximo.sources.masks import ShowsMask, says_masks
+from proximo.sources.masks import ShowsMask, allowed_action, says_masks
 from proximo.sources.tensors import TensorEnv, TensorSource
 
 MakeEnv = Callable[[], gym.Env]
@@ -138,15 +138,15 @@ def choose(env: EnvLike, one: gym.Env, lanes: int, max_episode_steps: int | None
 
 def step_seconds(one: gym.Env, budget: float = 0.1) -> float:
     """Median seconds of a step of one environment under random actions."""
-    one.reset(seed=0)
+    observation, _ = one.reset(seed=0)
     one.action_space.seed(0)
     seen: list[float] = []
     while len(seen) < 3 or (len(seen) < 50 and sum(seen) < budget):
         begin = time.perf_counter()
-        *_, terminated, truncated, _ = one.step(one.action_space.sample())
+        observation, _, terminated, truncated, _ = one.step(allowed_action(one.action_space, observation))
         seen.append(time.perf_counter() - begin)
         if terminated or truncated:
-            one.reset()
+            observation, _ = one.reset()
     return float(np.median(seen))
 
 

@@ -59,6 +59,8 @@ class EnvSource:
         self.mask[-1], self.fresh = True, np.ones(lanes, bool)
         self._finite(0)
         self.episodes.restart(lanes)
+        if self.actor is not None:
+            self.actor.forget()
 
     def collect(self, policy: Policy) -> Batch:
         """`horizon` steps of every lane, with log-probabilities and values under `policy`: columns of [T, N].

@@ -38,6 +38,17 @@ def says_masks(env: gym.Env) -> str | None:
         return None
 
 
+def allowed_action(space: gym.Space, observation: Any) -> Any:
+    """A random action, one that the observation's mask allows where it has one."""
+    parts = choices(space)
+    if parts is None or not isinstance(observation, dict) or MASK not in observation:
+        return space.sample()
+    masks = np.split(np.asarray(observation[MASK], np.int8), np.cumsum(parts)[:-1])
+    if isinstance(space, gym.spaces.Discrete):
+        return space.sample(mask=masks[0])
+    return space.sample(mask=tuple(masks)) if len(space.shape or ()) == 1 else space.sample()
+
+
 class ShowsMask(gym.Wrapper):
     """Puts the mask into the observation: beside its other keys, or beside `observation` if it had none."""
 

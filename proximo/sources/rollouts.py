@@ -9,7 +9,18 @@ from proximo.advantages import revalue
 from proximo.batch import Batch, leaves_of
 from proximo.policy import Policy
 
-COLUMNS = ("observation", "action", "mask", "start", "reward", "terminated", "truncated", "logp", "next_value")
+COLUMNS = (
+    "observation",
+    "action",
+    "mask",
+    "start",
+    "reward",
+    "terminated",
+    "truncated",
+    "logp",
+    "next_value",
+    "memory",
+)
 
 
 class Rollouts:
@@ -21,7 +32,7 @@ class Rollouts:
 
     def make_room(self, example: Batch) -> None:
         """Room for collections like this one, all rows dead."""
-        columns = {name: getattr(example, name) for name in COLUMNS}
+        columns = {name: column for name, column in vars(example).items() if name in COLUMNS}
         self.kept = Batch(**columns).map(lambda x: x.new_zeros(self.count, *x.shape))
 
     def add(self, batch: Batch) -> None:
@@ -30,8 +41,8 @@ class Rollouts:
             self.make_room(batch)
         assert self.kept is not None
         slot = int(self.taken) % self.count
-        for name in COLUMNS:
-            places, new = leaves_of(getattr(self.kept, name)), leaves_of(getattr(batch, name))
+        for name, column in vars(self.kept).items():
+            places, new = leaves_of(column), leaves_of(getattr(batch, name))
             for place, x in zip(places, new, strict=True):
                 place[slot] = x
         self.taken += 1

@@ -1,0 +1,261 @@
+"""Policies that see anything, act in any space, know what is forbidden, and remember."""
+
+from __future__ import annotations
+
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from torch import Tensor
+
+import proximo
+from proximo.algorithms import ALGORITHMS
+from proximo.batch import Batch, leaves_of, tree_map
+from proximo.errors import ConfigError, EnvFailure
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
+from proximo.run.checkpoint import all_of
+from proximo.sources.envs import EnvSource
+from tests.test_suite import QUIET, SMALL
+from tests.toys import Cue, Everything, Masked, Toy
+
+MEMORIES: dict[str, dict[str, Any]] = {
+    "lstm": dict(memory="lstm"),
+    "gru, separate": dict(memory="gru", trunk="separate"),
+    "transformer": dict(memory="transformer", memory_window=5),
+}
+MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
+
+
+class Truncated(Toy):
+    """Toy, cut instead of ended, after as many steps as it is told; continuous actions."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__(gym.spaces.Box(-1, 1, (2,), np.float32), length)
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        observation, reward, over, _, info = super().step(action)
+        return observation, reward, False, over, info
+
+
+class Watched(ActorCritic):
+    """A policy whose noise can be looked at."""
+
+    def noise(self, *shape: int) -> Tensor:
+        self.drawn = super().noise(*shape)
+        return self.drawn
+
+
+def collected(network: Network, mode: AutoresetMode, count: int = 3) -> tuple[Watched, list[tuple[Batch, Tensor]]]:
+    """Collections of 24 rows, in lanes whose episodes are cut after 1, 3, 7 and 50 steps, and their noise."""
+    torch.manual_seed(0)
+    lengths = (1, 3, 7, 50)
+    source = EnvSource(lambda seed: SyncVectorEnv([partial(Truncated, n) for n in lengths], autoreset_mode=mode), 24)
+    source.restart(5)
+    policy = Watched(gym.spaces.Box(-1, 1, (5,)), gym.spaces.Box(-1, 1, (2,)), network)
+    found = [(source.collect(policy), policy.drawn) for _ in range(count)]
+    source.close()
+    return policy, found
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("memory", MEMORIES)
+@pytest.mark.parametrize("sequence", [24, 6])
+def test_whole_lanes_evaluate_to_what_was_chosen_step_by_step(memory: str, mode: AutoresetMode, sequence: int) -> None:
+    """The same noise draws the same actions from the distributions of the whole batch, and of its sequences."""
+    network = Network(**MEMORIES[memory], memory_size=8, hidden=(8,), sequence=sequence)
+    policy, found = collected(network, mode)
+    for batch, noise in found:
+        for part, drawn in ((batch, noise), (batch.units(), Batch(x=noise, memory=batch.memory).sequences().x)):
+            with torch.no_grad():
+                opinion = policy.evaluate(part)
+            torch.testing.assert_close(opinion.distribution.sample(drawn), part.action, rtol=0, atol=1e-5)
+            torch.testing.assert_close(opinion.logp, part.logp, rtol=0, atol=1e-5)
+            torch.testing.assert_close(opinion.value, part.value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_what_follows_is_valued_with_what_was_remembered(memory: str) -> None:
+    """The true next observation's value, after an episode was cut too: the same in every mode of reset."""
+    network = Network(**MEMORIES[memory], memory_size=8, hidden=(8,), sequence=12)
+    for mode in MODES:
+        policy, found = collected(network, mode, 1)
+        batch, _ = found[0]
+        for lane, length in ((1, 3), (2, 7)):
+            follow(policy, batch, lane, length)
+
+
+def follow(policy: ActorCritic, batch: Batch, lane: int, length: int) -> None:
+    """Walk along one lane by single steps; each row's next value is the next one's, without a new start."""
+    memory = policy.initial(1)
+    for t in range(2 * length):
+        if not batch.mask[t, lane]:
+            continue
+        row, start = batch.observation[t, lane].unsqueeze(0), batch.start[t, lane].view(1)
+        assert policy.value(row, memory, start).item() == pytest.approx(batch.value[t, lane].item(), abs=1e-5)
+        _, memory = policy.act(row, None, memory, start)
+        if batch.mask[t + 1, lane] and not batch.start[t + 1, lane]:
+            following = batch.observation[t + 1, lane].unsqueeze(0)
+            value = policy.value(following, memory, torch.zeros(1, dtype=torch.bool))
+            assert value.item() == pytest.approx(batch.next_value[t, lane].item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("memory", MEMORIES)
+def test_the_past_is_forgotten_where_an_episode_begins(memory: str) -> None:
+    network = Network(**MEMORIES[memory], memory_size=8, hidden=(8,))
+    policy = ActorCritic(gym.spaces.Box(-1, 1, (5,)), gym.spaces.Discrete(2), network)
+    observation = torch.randn(2, 5)
+    _, past = policy.act(torch.randn(2, 5), None, policy.initial(2), torch.ones(2, dtype=torch.bool))
+    start = torch.tensor([True, False])
+    values = policy.value(observation, past, start)
+    fresh = policy.value(observation, policy.initial(2), torch.ones(2, dtype=torch.bool))
+    assert values[0] == fresh[0]
+    assert (values[1] - fresh[1]).abs() > 1e-5
+
+
+@pytest.mark.parametrize("memory", ["none", "lstm", "gru", "transformer"])
+def test_a_cue_is_remembered_by_those_who_can(memory: Any, tmp_path: Path) -> None:
+    settings = dict(horizon=32, envs=16, epochs=4, minibatches=4, lr=3e-3, memory_size=32, hidden=(32,), gamma=0.95)
+    run = proximo.train(
+        Cue, steps=30_000, memory=memory, **settings, quiet=True, eval_every=0, eval_episodes=200, out=tmp_path / "run"
+    )
+    assert run.score is not None
+    if memory == "none":
+        assert 0.35 < run.score.mean < 0.65
+    else:
+        assert run.score.mean >= 0.95
+
+
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_learns_with_a_memory_and_resumes_exactly(algo: str, tmp_path: Path) -> None:
+    settings = dict(memory="gru", memory_size=8, sequence=8, hidden=(8,), checkpoint_every=256, **QUIET, **SMALL[algo])
+    whole = proximo.train(Cue, algo, steps=768, out=tmp_path / "whole", **settings)
+    broken = proximo.train(Cue, algo, steps=768, out=tmp_path / "broken", **settings)
+    same_after_resuming(whole, broken, Cue)
+    first = proximo.load(all_of(whole.folder)[0]).policy.state_dict()
+    moved = [name for name, x in whole.policy.named_parameters() if not torch.equal(x, first[name])]
+    assert any("recurrent" in name for name in moved)
+
+
+def same_after_resuming(whole: proximo.Run, broken: proximo.Run, env: Any) -> None:
+    for late in all_of(broken.folder)[2:]:
+        shutil.rmtree(late)
+    proximo.resume(broken.folder, env=env, quiet=True)
+    assert len(all_of(whole.folder)) > 2
+    for one, other in zip(all_of(whole.folder), all_of(broken.folder), strict=True):
+        for file in ("model.safetensors", "state.safetensors"):
+            assert (one / file).read_bytes() == (other / file).read_bytes()
+
+
+@pytest.mark.parametrize("extra", [{}, dict(memory="lstm", sequence=8), dict(trunk="separate", distribution="beta")])
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_everything_at_once(extra: dict[str, Any], backend: str, tmp_path: Path) -> None:
+    """A tree of a picture, a text, a choice and numbers; a Dict of actions: trains, resumes, loads and acts."""
+    settings = dict(envs=2, horizon=16, minibatches=2, epochs=2, hidden=(16,), normalize_observation=True)
+    settings |= dict(memory_size=8, checkpoint_every=32, eval_every=0, eval_episodes=1, quiet=True, backend=backend)
+    runs = [proximo.train(Everything, steps=96, out=tmp_path / name, **settings, **extra) for name in ("a", "b")]
+    same_after_resuming(*runs, Everything)
+    agent, env = proximo.load(runs[0].folder), Everything()
+    observation, _ = env.reset(seed=1)
+    for _ in range(3):
+        action = agent.act(observation)
+        assert env.action_space.contains(action)
+        np.testing.assert_allclose(action["push"], runs[0].agent.act(observation)["push"], rtol=1e-5, atol=1e-6)
+        observation = env.step(action)[0]
+
+
+def test_pictures_and_words_are_learned_from(tmp_path: Path) -> None:
+    settings = dict(envs=4, horizon=64, minibatches=4, epochs=4, lr=1e-3, hidden=(32,), quiet=True, eval_every=0)
+    run = proximo.train(Everything, steps=6144, out=tmp_path / "run", **settings, eval_episodes=20)
+    assert run.score is not None
+    assert run.score.mean >= 7.5  # of 8
+
+
+def test_pictures_are_kept_as_bytes() -> None:
+    source = EnvSource(lambda seed: SyncVectorEnv([Everything] * 2), 8)
+    source.restart(0)
+    policy = ActorCritic(Everything.observation_space, Everything.action_space, Network())
+    batch = source.collect(policy)
+    source.close()
+    assert batch.observation["picture"].dtype == torch.uint8
+    assert batch.observation["picture"].shape == (8, 2, 16, 16, 3)
+    assert batch.observation["inner"][1].dtype == torch.int64
+    assert batch.units().observation["picture"].data_ptr() == batch.observation["picture"].data_ptr()  # no copy
+
+
+@pytest.mark.parametrize("says", ["info", "method", "observation"])
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_forbidden_actions_are_never_taken(says: str, backend: str, tmp_path: Path) -> None:
+    """The environment raises for one; the best of the allowed is found."""
+    env = partial(Masked, says)
+    settings = dict(envs=8, horizon=32, minibatches=4, epochs=4, lr=3e-3, quiet=True, eval_every=0)
+    run = proximo.train(env, steps=20_480, out=tmp_path / "run", **settings, eval_episodes=20, backend=backend)
+    assert run.score is not None
+    assert run.score.mean >= 8  # of 10; drawn blindly from the allowed ones 3.3
+
+
+def test_a_mask_that_allows_nothing_is_told(tmp_path: Path) -> None:
+    with pytest.raises(EnvFailure, match="no action is allowed in lane 0 at step 4"):
+        proximo.train(partial(Masked, "info", none=4), steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+
+
+def test_a_mask_of_another_size_is_told(tmp_path: Path) -> None:
+    class Wrong(Masked):
+        def _seen(self) -> tuple[Any, dict[str, Any]]:
+            return super()._seen()[0], {"action_mask": np.ones(5, np.int8)}
+
+    with pytest.raises(EnvFailure, match="it must say of 12 actions which may be taken"):
+        proximo.train(Wrong, steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+
+
+def test_collected_log_probabilities_know_the_mask() -> None:
+    source = EnvSource(lambda seed: SyncVectorEnv([partial(Masked, "observation")] * 4), 16)
+    source.restart(0)
+    env = Masked("observation")
+    policy = ActorCritic(env.observation_space, env.action_space, Network(hidden=(8,)))
+    batch = source.collect(policy)
+    source.close()
+    allowed, live = batch.observation["action_mask"] != 0, batch.mask
+    chosen = allowed.gather(-1, batch.action.unsqueeze(-1)).squeeze(-1)
+    assert chosen[live].all()
+    probabilities = policy.evaluate(batch).distribution.logp_all.exp()
+    torch.testing.assert_close((probabilities * allowed).sum(-1)[live], torch.ones_like(batch.logp)[live])
+    entropy = policy.evaluate(batch).distribution.entropy()[live]
+    assert (entropy <= np.log(3) + 1e-5).all()
+
+
+def test_the_agent_goes_on_from_what_it_remembers() -> None:
+    network = Network(memory="lstm", memory_size=8, hidden=(8,))
+    policy = ActorCritic(gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (2,)), network)
+    torch.nn.init.normal_(policy.actor[-1].weight)
+    agent = proximo.Agent(policy, gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(-1, 1, (2,)))
+    first, second = [0.5, -0.5], [0.1, 0.2]
+    agent.act(first)
+    after = agent.act(second)
+    agent.reset()
+    alone = agent.act(second)
+    assert np.abs(after - alone).max() > 1e-6
+    agent.act(first, start=True)
+    np.testing.assert_allclose(agent.act(second), after, rtol=1e-6)
+    assert len(leaves_of(tree_map(lambda x: x, agent.memory))) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(memory="lstm", sequence=5), "sequences of 5 steps do not divide a horizon of 32"),
+        (dict(memory="lstm", sequence=32, minibatches=8), "8 minibatches do not divide 4 sequences"),
+        (dict(memory="lstm", memory_size=0), "size of the policy's memory is 0"),
+        (dict(memory="hippocampus"), "memory is 'hippocampus'"),
+    ],
+)
+def test_a_memory_that_cannot_be_is_refused(settings: dict[str, Any], words: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=words):
+        proximo.train(Cue, steps=1024, out=tmp_path / "run", **QUIET, **(SMALL["ppo"] | settings))
+    assert not (tmp_path / "run").exists()
