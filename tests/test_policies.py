@@ -202,7 +202,7 @@ def test_forbidden_actions_are_never_taken(says: str, backend: str, tmp_path: Pa
 
 def test_a_mask_that_allows_nothing_is_told(tmp_path: Path) -> None:
     with pytest.raises(EnvFailure, match="no action is allowed in lane 0 at step 4"):
-        proximo.train(partial(Masked, "info", none=4), steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+        proximo.train(partial(Masked, none=4), steps=128, out=tmp_path / "run", backend="sync", **QUIET, **SMALL["ppo"])
 
 
 def test_a_mask_of_another_size_is_told(tmp_path: Path) -> None:
