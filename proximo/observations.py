@@ -90,16 +90,16 @@ def text_codes(space: gym.spaces.Text, texts: Sequence[str]) -> np.ndarray:
 
     EnvFailure for a text that is too long or has characters outside the charset, which it names.
     """
-    code = {character: i for i, character in enumerate(sorted(space.character_set), 1)}
+    place = {character: i for i, character in enumerate(sorted(space.character_set), 1)}
     codes = np.zeros((len(texts), space.max_length), np.int64)
     for row, text in zip(codes, texts, strict=True):
-        if strange := sorted(set(text) - code.keys()):
+        if strange := sorted(set(text) - place.keys()):
             named = ", ".join(map(repr, strange))
             raise EnvFailure(f"the environment gave the text {text!r}, but its Text space has no {named}")
         if len(text) > space.max_length:
             longest = f"its Text space says at most {space.max_length}"
             raise EnvFailure(f"the environment gave a text of {len(text)} characters, {longest}: {text!r}")
-        row[: len(text)] = [code[character] for character in text]
+        row[: len(text)] = [place[character] for character in text]
     return codes
 
 

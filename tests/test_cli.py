@@ -139,9 +139,11 @@ def test_a_terminal_gets_a_live_panel(command: Command, tmp_path: Path, monkeypa
 ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that the preset has
     steps=640, envs=4, seed=7, device="cpu", backend="async", compile="on", checkpoint_every=256, eval_every=320,
     eval_episodes=2, max_episode_steps=60, threads=2, max_kl=0.7, stop_drift=90.0, drift_reference="reference",
-    horizon=16, gamma=0.9, normalize_reward=True, lam=0.7, lr=0.02, anneal_lr=False, max_grad_norm=0.8, epochs=2,
+    horizon=16, gamma=0.9, normalize_reward=False, lam=0.7, lr=0.02, anneal_lr=False, max_grad_norm=0.8, epochs=2,
     minibatches=4, value_coef=0.6, entropy_coef=0.02, clip=0.3, clip_high=0.4, value_clip=0.5, target_kl=1.5,
-    hidden=[16, 8], activation="relu", normalize_observation=True, log_std_init=-0.5,
+    hidden=[16, 8], activation="relu", layer_norm=True, normalize_observation=False, images="nature", channels="last",
+    trunk="separate", memory="gru", memory_size=8, memory_window=4, sequence=8, distribution="squashed", state_std=True,
+    log_std_init=-0.5,
 )
 # fmt: on
 
@@ -155,10 +157,10 @@ def test_every_flag_lands_in_the_configuration_and_in_the_run(
     out = tmp_path / "run"
     monkeypatch.chdir(tmp_path)
     network = [word for field in dataclasses.fields(Network) for word in flags(field.name, ASKED[field.name])]
-    assert command("train", "CartPole-v1", *FLAGS, *network, "--out", "reference", "--quiet").code == 0
-    assert command("train", "CartPole-v1", *argv, "--preset", "discrete", "--out", out, "--quiet").code == 0
+    assert command("train", "Pendulum-v1", *FLAGS, *network, "--out", "reference", "--quiet").code == 0
+    assert command("train", "Pendulum-v1", *argv, "--preset", "continuous", "--out", out, "--quiet").code == 0
     assert settings(out) == ASKED
-    preset = session.preset_config("CartPole-v1", "ppo", "discrete")[0].to_json()
+    preset = session.preset_config("Pendulum-v1", "ppo", "continuous")[0].to_json()
     unasked = preset["run"] | preset["algorithm"] | preset["network"]
     assert [name for name in ASKED if unasked[name] == ASKED[name]] == []
     assert len(list((out / "checkpoints").iterdir())) == 4  # at 0, after 256 and 512, and at the end

@@ -284,6 +284,7 @@ class Odd(Corridors):
         super().__init__([5, 5, 5])
         self.odd_reset, self.odd_noise, self.odd_step = reset, noise, step
         self.single_action_space = space.get("action", self.single_action_space)
+        self.single_observation_space = space.get("observation", self.single_observation_space)
 
     def reset(self, seed: int) -> Any:
         seen = super().reset(seed)
@@ -346,6 +347,8 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "start at 1": (dict(action=spaces.Discrete(3, start=1)), "a choice begin at 0"),
     "starts": (dict(action=spaces.MultiDiscrete([2, 2], start=[0, 1])), "a choice begin at 0"),
     "text": (dict(action=spaces.Text(3)), "not supported yet"),
+    "a dict of actions": (dict(action=spaces.Dict(a=spaces.Discrete(2))), "not supported yet: flatten it"),
+    "a choice seen": (dict(observation=spaces.Discrete(2)), "not supported yet .supported: Box of numbers"),
 }
 
 

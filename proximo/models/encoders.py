@@ -128,7 +128,8 @@ class Choices(nn.Module):
         ends = np.cumsum([0, *(options[i] for i in many)]).tolist()
         tables = dict(start=start, one=[i for i, _ in few], option=[option for _, option in few])
         for name, numbers in (tables | dict(many=many, offset=ends[:-1])).items():
-            self.register_buffer(name, torch.tensor(numbers, dtype=torch.int64), persistent=False)
+            fixed = torch.tensor(numbers, dtype=torch.int64, device="cpu")  # also where only sizes are asked for
+            self.register_buffer(name, fixed, persistent=False)
         self.embedding = nn.Embedding(ends[-1], EMBEDDING) if many else None
         self.features = len(few) + EMBEDDING * len(many)
 

@@ -18,7 +18,6 @@ from proximo.run.config import Resolved, RunConfig
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.machine import threads
 from proximo.run.run import load_policy, must_match
-from proximo.run.seeding import borrowed_generators
 from proximo.run.spaces import space_from_json
 from proximo.sources.backends import MANY, EnvLike, single
 from proximo.updaters.optimizer import packed
@@ -105,8 +104,7 @@ def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
     if fresh:
         policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
     else:
-        with borrowed_generators():  # the weights that are drawn are not kept
-            policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
+        policy = outline._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device))
     packed(policy)
     return Agent(policy, spaces["observation"], spaces["action"])
 

@@ -106,8 +106,14 @@ def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str)
 
 
 def must_be_plain(env: TensorEnv) -> None:
-    """A TensorEnv gets actions in the policy's own units."""
-    space = env.single_action_space
+    """A TensorEnv shows numbers, and gets actions in the policy's own units."""
+    space, seen = env.single_action_space, env.single_observation_space
+    if not isinstance(seen, gym.spaces.Box) or seen.dtype == np.uint8:
+        raise UnsupportedSpace(
+            f"observation space {seen} of a tensor environment is not supported yet (supported: Box of numbers)"
+        )
+    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
+        raise UnsupportedSpace(f"action space {space} of a tensor environment is not supported yet: flatten it")
     bounded = isinstance(space, gym.spaces.Box) and bool(np.isfinite([space.low, space.high]).any())
     if bounded or np.any(getattr(space, "start", 0)):
         raise UnsupportedSpace(

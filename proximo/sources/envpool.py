@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import importlib.util
 import io
 import os
@@ -48,7 +47,9 @@ def envpool() -> Any:
     sys.modules |= emptied
     try:
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            return importlib.import_module("envpool")
+            import envpool as module
+
+            return module
     finally:
         for name in emptied:
             del sys.modules[name]

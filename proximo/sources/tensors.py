@@ -11,10 +11,10 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from proximo.batch import Batch
+from proximo.batch import Batch, leaves_of
 from proximo.compiler import fused, fused_batch
 from proximo.compiler.trace import tracing
-from proximo.errors import EnvFailure, NonFiniteError, ProximoError
+from proximo.errors import ConfigError, EnvFailure, NonFiniteError, ProximoError
 from proximo.policy import Policy
 from proximo.sources.acting import judged
 from proximo.sources.episodes import Episodes
@@ -98,6 +98,8 @@ class TensorSource:
         if self.observation.device != noise.device:
             raise EnvFailure(f"the environment is on {self.observation.device}, but the policy is on {noise.device}")
         if policy is not self.policy:
+            if leaves_of(policy.initial(1)):
+                raise ConfigError("an environment in tensors has no policy that remembers yet: leave out memory")
             self.policy, self.judge = policy, None
             self.walk = walking(policy, self.env, [self.observation, noise[: self.unrolled], chance[: self.unrolled]])
         pieces = list[tuple[Tensor, ...]]()
