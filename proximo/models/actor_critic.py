@@ -101,7 +101,8 @@ class ActorCritic(nn.Module):
         return distribution.mode() if noise is None else distribution.sample(noise), memory
 
     def to_env(self, action: Any) -> Any:
-        return self.head.to_env(tree_map(lambda x: x.cpu().numpy(), action))
+        arrays = action.cpu().numpy() if isinstance(action, Tensor) else tree_map(lambda x: x.cpu().numpy(), action)
+        return self.head.to_env(arrays)
 
     def value(self, observation: Any, memory: Any = (), start: Tensor | None = None) -> Tensor:
         return self.critic(self._step(observation, memory, start)[1]).squeeze(-1)

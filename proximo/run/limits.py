@@ -88,7 +88,7 @@ def policy_alone(run: Run, source: EnvSource) -> float:
     begun = torch.zeros(source.lanes, dtype=torch.bool)
 
     def choose() -> None:
-        run.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda: begun)))
+        run.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda t: begun)))
 
     return float(np.median(seconds_of(choose)))
 

@@ -13,6 +13,7 @@ from proximo.compiler import fused, fused_batch
 from proximo.policy import Policy
 
 Leaves = tuple[Tensor, ...]  # of a tree, in their order
+Begun = Callable[[int], Tensor]  # the lanes [N] bool in which an episode begins at a step
 
 
 class Actor:
@@ -30,27 +31,27 @@ class Actor:
         """Remember nothing: every lane begins anew."""
         self.memory = tuple(leaves_of(self.blank))
 
-    def choose(self, t: int, shown: Sequence[Tensor], drawn: Sequence[Tensor], begun: Callable[[], Tensor]) -> Leaves:
-        """The leaves of an action for every lane at step `t` of a collection; `begun` says where episodes begin."""
+    def choose(self, t: int, shown: Sequence[Tensor], drawn: Sequence[Tensor], begun: Begun) -> Leaves:
+        """The leaves of an action for every lane at step `t` of a collection; `begun(t)` says where episodes begin."""
         if not self.memory:
             return self.act(*shown, *drawn)
         if t == 0:
             self.kept = []
         if t % self.policy.sequence == 0:
             self.kept.append(self.memory)
-        made = self.act(*shown, *drawn, *self.memory, begun())
+        made = self.act(*shown, *drawn, *self.memory, begun(t))
         self.memory = made[self.parts :]
         return made[: self.parts]
 
     def action(self, leaves: Leaves) -> Any:
         """An action as the policy made it."""
-        return with_leaves(self.outline, leaves)
+        return leaves[0] if isinstance(self.outline, Tensor) else with_leaves(self.outline, leaves)
 
     def remembered(self, lane: int) -> Iterator[Tensor]:
         """A copy of what is remembered of one lane, leaf by leaf."""
         return (leaf[lane].clone() for leaf in self.memory)
 
-    def judged(self, batch: Batch, last: Any, begun: Callable[[], Tensor]) -> Batch:
+    def judged(self, batch: Batch, last: Any, begun: Tensor) -> Batch:
         """The batch with logp, value, next_value, `old` and, where the policy remembers, `memory`.
 
         `last` are the observations that came after it, of new episodes where `begun`.
@@ -58,7 +59,7 @@ class Actor:
         after = dict[str, Any]()
         if self.memory:
             batch = batch.replace(memory=stacked(self.blank, self.kept))
-            after = dict(last_memory=with_leaves(self.blank, self.memory), last_start=begun())
+            after = dict(last_memory=with_leaves(self.blank, self.memory), last_start=begun)
         shown = batch.replace(last=last, **after)
         self.judge = self.judge or judging(self.policy, shown)
         return batch.replace(**vars(self.judge(shown)))

@@ -26,6 +26,7 @@ class Leaf:
     shape: tuple[int, ...]
     dtype: np.dtype
     rows: np.ndarray = field(default_factory=lambda: np.zeros(0))  # [T + 1, N, *shape]
+    plain: np.dtype | None = None  # the dtype of values that need no second look
 
     def stored(self, value: Any, lanes: int) -> np.ndarray:
         """Values of all lanes in the dtype they are kept in; EnvFailure where they are not what the space says."""
@@ -71,6 +72,7 @@ class Observations:
         self.leaves = [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in leaves(space).items()]
         for leaf in self.leaves:
             leaf.rows = np.zeros((steps + 1, lanes, *leaf.shape), leaf.dtype)
+            leaf.plain = leaf.rows.dtype if isinstance(leaf.space, gym.spaces.Box) else None
         self.allowed = next((leaf for leaf in self.leaves if leaf.path == (MASK,)), None) if choices else None
         self.firsts = np.cumsum([0, *(choices or [])])[:-1]
         self.rows = [
@@ -87,7 +89,9 @@ class Observations:
     def write(self, t: int, observation: Any) -> None:
         """The observation of all lanes into row `t`."""
         for leaf in self.leaves:
-            leaf.rows[t] = leaf.stored(taken(observation, leaf), self.lanes)
+            value = taken(observation, leaf) if leaf.path else observation
+            good = type(value) is np.ndarray and value.dtype is leaf.plain and value.shape == leaf.rows.shape[1:]
+            leaf.rows[t] = value if good else leaf.stored(value, self.lanes)
 
     def repair(self, t: int, observation: Any, lanes: np.ndarray) -> None:
         """The observation, in row `t` of these lanes [N] bool alone."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -77,18 +76,19 @@ class EnvSource:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
         for t, drawn in enumerate(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True)):
-            actions.append(self.actor.choose(t, self.shown(t), drawn, partial(self._begun, t)))
+            actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
             self._step(t, policy.to_env(self.actor.action(actions[-1])))
         self._finite(self.horizon)
         batch = self._batch(stacked(self.actor.outline, actions))
-        batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), partial(self._begun, self.horizon))
+        batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
         if self.finals:
             self._correct(batch.next_value)
         return batch
 
     def shown(self, t: int) -> list[Tensor]:
         """What the policy sees at step `t`, leaf by leaf."""
-        return [row.to(self.device) for row in self.seen.rows[t]]
+        rows = self.seen.rows[t]
+        return rows if self.device.type == "cpu" else [row.to(self.device) for row in rows]
 
     def _begun(self, t: int) -> Tensor:
         """The lanes [N] bool in which an episode begins at step `t`."""
@@ -111,7 +111,8 @@ class EnvSource:
         `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
         """
         envs: Any = self.envs
-        self.seen.must_allow(t, self.mask[t], self.taken)
+        if self.seen.allowed is not None:
+            self.seen.must_allow(t, self.mask[t], self.taken)
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
         self.taken += 1
         self._write("reward", self.reward, t, reward)
