@@ -96,7 +96,7 @@ MOVING = {"penalty": "beta", "adaptive_clip": "clip", "adaptive_lr": "lr"}
 @needs_compiler
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, caplog: pytest.LogCaptureFixture) -> None:
-    """Five updates of one graph, which is audited after the first and the fourth: what moves is seen by it."""
+    """Updates of one graph, which is audited after the first and the sixteenth: what moves is seen by it."""
     wanted = dict(epochs=3, minibatches=2, cg_iterations=5)  # near their end, conjugate gradients magnify rounding
     short = {name: n for name, n in wanted.items() if hasattr(ALGORITHMS[algo].Config, name)}
     ends, moved = [], []
@@ -105,7 +105,7 @@ def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, cap
         algorithm: Any = ALGORITHMS[algo](policy, ALGORITHMS[algo].Config(**short))
         begin = torch.cat([parameter.detach().reshape(-1).clone() for parameter in policy.parameters()])
         with compiling(compile), caplog.at_level(logging.WARNING, "proximo"):
-            reports = [algorithm.step(collection_for(policy), 0.1 * update) for update in range(5)]
+            reports = [algorithm.step(collection_for(policy), 0.05 * update) for update in range(17)]
         ends.append(torch.cat([parameter.detach().reshape(-1) for parameter in policy.parameters()]))
         moved = [report[MOVING[algo]] for report in reports if algo in MOVING]
     assert [record.message for record in caplog.records if record.name == "proximo"] == []
@@ -195,11 +195,11 @@ def test_a_number_that_changes_behind_the_graph_is_noticed(name: str, value: flo
     optimizer, batch, objective = Adam(policy, lr=1e-2), batch_for(policy), numbers.term()
     with compiling(True):
         for _ in range(15):
-            sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
+            sgd(policy, optimizer, objective, batch, 1, 2, 0.5)
         before = optimizer.state["vector"].clone()
         setattr(numbers, name, value)
         with pytest.raises(StaleGraph, match="changed after it was compiled"):
-            sgd(policy, optimizer, objective, batch, 1, 4, 0.5)
+            sgd(policy, optimizer, objective, batch, 1, 2, 0.5)
     assert torch.equal(optimizer.state["vector"], before)
 
 
@@ -209,7 +209,7 @@ def test_two_objectives_of_one_optimizer_keep_their_names() -> None:
     optimizer, batch = Adam(policy, lr=1e-3), batch_for(policy)
     one, other = clip(0.2) + value_error(), value_error()
     with compiling(True):
-        seen = [sgd(policy, optimizer, objective, batch, 1, 4, 0.5) for objective in (one, other, one, other, one)]
+        seen = [sgd(policy, optimizer, objective, batch, 1, 2, 0.5) for objective in (one, other, one, other, one)]
     assert [sorted(report) for report in seen[::2]] == [sorted(seen[0])] * 3
     assert "kl" in seen[2]
     assert "kl" not in seen[3]
@@ -228,7 +228,7 @@ def test_steps_that_draw_random_numbers_are_compiled_too() -> None:
             torch.manual_seed(5)
             optimizer.restore({name: torch.zeros_like(x) for name, x in optimizer.state.items() if "exp" in name})
             start = optimizer.state["vector"].clone()
-            sgd(policy, optimizer, value_error(), batch, 1, 4, 0.5)
+            sgd(policy, optimizer, value_error(), batch, 1, 2, 0.5)
             ends.append(optimizer.state["vector"].clone())
             optimizer.state["vector"].copy_(start)
             for power in ("power1", "power2"):
@@ -244,7 +244,7 @@ def test_a_frozen_parameter_stays(compile: bool) -> None:
     optimizer, batch = Adam(policy, lr=1e-2), batch_for(policy)
     last = policy.critic[-1].weight.detach().clone()
     with compiling(compile):
-        sgd(policy, optimizer, OBJECTIVE, batch, 2, 4, 0.5)
+        sgd(policy, optimizer, OBJECTIVE, batch, 2, 2, 0.5)
     assert torch.equal(frozen, before)
     assert not torch.equal(policy.critic[-1].weight, last)
 
@@ -254,7 +254,7 @@ def test_an_optimizer_that_lost_its_policy_says_so() -> None:
     first = Adam(policy, lr=1e-2)
     Adam(policy, lr=1e-2)
     with pytest.raises(ConfigError, match="no longer this optimizer's"):
-        sgd(policy, first, OBJECTIVE, batch_for(policy), 1, 4, 0.5)
+        sgd(policy, first, OBJECTIVE, batch_for(policy), 1, 2, 0.5)
 
 
 def test_a_diagnostic_alone_stops_nothing() -> None:
@@ -262,7 +262,7 @@ def test_a_diagnostic_alone_stops_nothing() -> None:
         return (evaluation.value - batch.returns).square(), {"odd": torch.full_like(evaluation.value, torch.nan)}
 
     policy = policy_for(SPACES["box"])
-    report = sgd(policy, Adam(policy, lr=1e-2), per_action("value_loss", formula), batch_for(policy), 1, 4, 0.5)
+    report = sgd(policy, Adam(policy, lr=1e-2), per_action("value_loss", formula), batch_for(policy), 1, 2, 0.5)
     assert report["odd"].isnan()
     assert report["loss"].isfinite()
 
@@ -393,9 +393,9 @@ def test_a_new_objective_for_every_update_is_refused(monkeypatch: pytest.MonkeyP
     optimizer, batch = Adam(policy, lr=1e-3), batch_for(policy)
     with compiling(True):
         for _ in range(2):
-            sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 4, 0.5)
+            sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 2, 0.5)
         with pytest.raises(ConfigError, match="make an objective once"):
-            sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 4, 0.5)
+            sgd(policy, optimizer, clip(0.2) + value_error(), batch, 1, 2, 0.5)
 
 
 def test_without_a_compiler_a_run_goes_on_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
