@@ -85,6 +85,13 @@ def zeros(space: gym.Space, *lead: int) -> Any:
     return space_map(lambda path, leaf: np.zeros((*lead, *storage(leaf).shape), storage(leaf).dtype), space)
 
 
+def choices(space: gym.Space) -> list[int] | None:
+    """How many options each choice of an action has; None for actions that are no choices."""
+    if isinstance(space, gym.spaces.Discrete):
+        return [int(space.n)]
+    return space.nvec.reshape(-1).tolist() if isinstance(space, gym.spaces.MultiDiscrete) else None
+
+
 def text_codes(space: gym.spaces.Text, texts: Sequence[str]) -> np.ndarray:
     """Texts as int64 [N, max_length]: character i of the sorted charset is i + 1, and 0 pads at the end.
 

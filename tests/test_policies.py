@@ -17,10 +17,11 @@ from torch import Tensor
 import proximo
 from proximo.algorithms import ALGORITHMS
 from proximo.batch import Batch, leaves_of, tree_map
-from proximo.errors import ConfigError, EnvFailure
+from proximo.errors import CheckpointError, ConfigError, EnvFailure, UnsupportedSpace
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.run.checkpoint import all_of
+from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
 from tests.test_suite import QUIET, SMALL
 from tests.toys import Cue, Everything, Masked, Toy
@@ -259,3 +260,95 @@ def test_a_memory_that_cannot_be_is_refused(settings: dict[str, Any], words: str
     with pytest.raises(ConfigError, match=words):
         proximo.train(Cue, steps=1024, out=tmp_path / "run", **QUIET, **(SMALL["ppo"] | settings))
     assert not (tmp_path / "run").exists()
+
+
+class Listed(gym.Env):
+    """A Tuple that comes as a list, as Gymnasium allows; episodes of three steps."""
+
+    observation_space = gym.spaces.Tuple([gym.spaces.Box(-1, 1, (2,), np.float32), gym.spaces.Discrete(3)])
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        self.t = 0
+        return [np.zeros(2, np.float32), 1], {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return [np.zeros(2, np.float32), 2], 1.0, self.t == 3, False, {}
+
+
+def test_a_tuple_that_comes_as_a_list_is_evaluated_as_it_is_learned_from(tmp_path: Path) -> None:
+    run = proximo.train(Listed, steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert run.score is not None
+    assert set(run.score.returns) == {3}
+
+
+@pytest.mark.parametrize(
+    ("observation", "words"),
+    [
+        (([1, 2],), "no /1"),
+        (([1], 1), r"at /0 has shape \(1,\)"),
+        ((np.zeros(2), [0, 1]), "not all one, or not all as many"),
+        ((np.zeros(2), 3), "at /1 is none of Discrete"),
+        (("x", 0), "at /0 is 'x'"),
+        ((np.zeros((0, 2)), []), "an empty batch"),
+    ],
+)
+def test_an_agent_tells_what_is_wrong_with_an_observation(observation: Any, words: str) -> None:
+    policy = ActorCritic(Listed.observation_space, Listed.action_space, Network(hidden=(8,)))
+    with pytest.raises(ConfigError, match=words):
+        proximo.Agent(policy, Listed.observation_space, Listed.action_space).act(observation)
+
+
+def test_choices_alone_are_held_to_a_bound(tmp_path: Path) -> None:
+    """In float64, where the bound is near."""
+
+    class Chosen(Listed):
+        observation_space = gym.spaces.Discrete(3)
+
+        def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+            return super().reset()[0][1], {}
+
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            (_, seen), _, over, *rest = super().step(action)
+            return seen, float(action), over, *rest
+
+    run = proximo.train(Chosen, steps=1024, max_kl=1e-4, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert run.ledger is not None
+    assert "were cut or undone" in " ".join(run.summary())
+
+
+def test_lanes_that_say_their_masks_in_info_are_refused(tmp_path: Path) -> None:
+    lanes = SyncVectorEnv([Masked] * 4)
+    with pytest.raises(ConfigError, match="pass a maker of single ones"):
+        proximo.train(lanes, steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+
+
+@pytest.mark.parametrize("size", [1, 11])
+def test_a_mask_that_fits_no_action_is_refused(size: int) -> None:
+    space = gym.spaces.Dict(seen=gym.spaces.Box(0, 1, (2,)), action_mask=gym.spaces.MultiBinary(size))
+    for action, words in (
+        (gym.spaces.Discrete(12), "must be MultiBinary"),
+        (gym.spaces.Box(-1, 1, (2,)), "have masks"),
+    ):
+        with pytest.raises(UnsupportedSpace, match=words):
+            ActorCritic(space, action, Network())
+
+
+@pytest.mark.parametrize(
+    "described",
+    [
+        {"kind": "box", "shape": [2], "dtype": "(1,2", "low": ["0"], "high": ["1"]},
+        {"kind": "box", "shape": [2**25], "dtype": "float32", "low": ["0"], "high": ["1"]},
+        {
+            "kind": "tuple",
+            "spaces": [{"kind": "box", "shape": [2**22], "dtype": "uint8", "low": ["0"], "high": ["9"]}] * 5,
+        },
+        {"kind": "multi_binary", "n": 10**12},
+        {"kind": "text", "min": 0, "max": 10**12, "characters": "ab"},
+        {"kind": "dict", "spaces": 5},
+    ],
+)
+def test_a_described_space_takes_no_memory_before_it_is_known_to_be_one(described: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="describes no space"):
+        space_from_json(described)

@@ -16,7 +16,7 @@ from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.memory import CORES
 from proximo.models.network import Network
-from proximo.observations import MASK, space_map, storage
+from proximo.observations import MASK, choices, space_map, storage
 from proximo.policy import Evaluation
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -52,9 +52,9 @@ class Trunk(nn.Module):
     def initial(self, lanes: int) -> Any:
         return () if self.core is None else self.core.initial(lanes)
 
-    def forward(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Any]:
-        """[..., *] -> [..., features]; with a core [T, N, *], the memory before and after, and start [T, N]."""
-        features = self.encoder(observation)
+    def forward(self, observation: Any, memory: Any, start: Tensor | None, dtype: torch.dtype) -> tuple[Tensor, Any]:
+        """[..., *] -> [..., features] of a dtype; with a core [T, N, *], the memory before and after, start [T, N]."""
+        features = self.encoder(observation).to(dtype)  # choices have none of their own
         return (features, ()) if self.core is None else self.core(features, memory, start)
 
     def observe(self, observation: Any, mask: Tensor) -> None:
@@ -73,7 +73,7 @@ class ActorCritic(nn.Module):
     def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
         super().__init__()
         self.space, self.masked = observation_space, has_mask(observation_space)
-        seen = without_mask(observation_space) if self.masked else observation_space
+        seen = without_mask(observation_space, action_space) if self.masked else observation_space
         self.trunk = Trunk(seen, network)
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
         self.critic_trunk = Trunk(seen, network) if apart else None
@@ -131,12 +131,13 @@ class ActorCritic(nn.Module):
     def _features(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         if self.masked:
             observation = {key: part for key, part in observation.items() if key != MASK}
+        dtype = self.critic[0].weight.dtype
         if self.critic_trunk is None:
-            features, memory = self.trunk(observation, memory, start)
+            features, memory = self.trunk(observation, memory, start, dtype)
             return features, features, memory
         own, critics = memory or ((), ())
-        acting, own = self.trunk(observation, own, start)
-        judging, critics = self.critic_trunk(observation, critics, start)
+        acting, own = self.trunk(observation, own, start, dtype)
+        judging, critics = self.critic_trunk(observation, critics, start, dtype)
         return acting, judging, (own, critics) if self.remembers else ()
 
     def _distribution(self, features: Tensor, observation: Any) -> Any:
@@ -174,8 +175,14 @@ def has_mask(space: gym.Space) -> bool:
     return isinstance(space, gym.spaces.Dict) and MASK in space.spaces
 
 
-def without_mask(space: Any) -> gym.Space:
-    """The space of what is seen besides the mask: with one key left, that part still in a Dict."""
+def without_mask(space: Any, action_space: gym.Space) -> gym.Space:
+    """The space of what is seen besides the mask, a Dict; UnsupportedSpace for a mask that fits no action."""
+    shape, options = storage(space[MASK], (MASK,)).shape, choices(action_space)
+    if options is None or shape != (sum(options),):
+        wanted = (
+            "Discrete and MultiDiscrete have masks" if options is None else f"it must be MultiBinary({sum(options)})"
+        )
+        raise UnsupportedSpace(f"the mask {space[MASK]} does not fit the action space {action_space}: {wanted}")
     rest = {key: part for key, part in space.spaces.items() if key != MASK}
     if not rest:
         raise UnsupportedSpace(f"observation space {space} has a mask and nothing else to see")

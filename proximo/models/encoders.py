@@ -67,7 +67,7 @@ def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
             return vector if len(shape) == 1 else Flat(shape, vector)
         case gym.spaces.Discrete() | gym.spaces.MultiDiscrete():
             options = np.reshape(leaf.n if isinstance(leaf, gym.spaces.Discrete) else leaf.nvec, -1).tolist()
-            if max(options) > MOST:
+            if max(options) > MOST or sum(n for n in options if n <= ONE_HOT) > MOST:
                 raise unsupported(leaf, path, f"a choice may have {MOST:,} options: make it a Box or several choices")
             return Choices(shape, options, np.reshape(leaf.start, -1).tolist())
     assert isinstance(leaf, gym.spaces.Text)

@@ -7,13 +7,12 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor
 
 from proximo.batch import leaves_of, tree_map
 from proximo.errors import ConfigError, EnvFailure, NonFiniteError
 from proximo.models.actor_critic import ActorCritic
-from proximo.observations import pointer
-from proximo.sources.buffers import Leaf, Observations, taken
+from proximo.observations import pointer, space_map
+from proximo.sources.buffers import Leaf, stored_leaves, taken
 
 
 class Agent:
@@ -25,7 +24,7 @@ class Agent:
     def __init__(self, policy: ActorCritic, observation_space: gym.Space, action_space: gym.Space) -> None:
         self.policy = policy
         self.observation_space, self.action_space = observation_space, action_space
-        self.seen = Observations(observation_space, 1, 0)
+        self.leaves = stored_leaves(observation_space)
         self.memory: Any = None
 
     def __repr__(self) -> str:
@@ -47,7 +46,9 @@ class Agent:
         count = len(leaves_of(rows)[0])
         if self.memory is None or (leaves_of(self.memory) and len(leaves_of(self.memory)[0]) != count):
             self.memory = self.policy.initial(count)
-        begun = torch.as_tensor(np.broadcast_to(False if start is None else start, (count,)).copy())
+        if np.shape(start) not in ((), (count,)):
+            raise ConfigError(f"start has shape {np.shape(start)}; there are {count} observations")
+        begun = torch.as_tensor(np.broadcast_to(bool(start) if np.ndim(start) == 0 else start, (count,)).copy())
         noise = None if deterministic else self.policy.noise(count)
         action, self.memory = self.policy.act(rows, noise, self.memory, begun.to(self.policy.device))
         actions = self.policy.to_env(action)
@@ -59,38 +60,43 @@ class Agent:
 
     def rows(self, observation: Any) -> tuple[Any, bool]:
         """Observations as the policy takes them, [N, ...], and whether there were many."""
-        found, many = list[Tensor](), False
-        for leaf in self.seen.leaves:
-            value, wanted = self._part(observation, leaf), leaf.shape
-            if isinstance(leaf.space, gym.spaces.Text):
-                many = not isinstance(value, str)
-                rows = leaf.stored(value if many else [value], 0)
-            else:
-                with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
-                    given = np.asarray(value, leaf.dtype if leaf.dtype.kind == "f" else None)
-                many = given.ndim == len(wanted) + 1
-                if given.shape[many:] != wanted:
-                    raise ConfigError(
-                        f"the observation{leaf.where} has shape {given.shape}; this agent was trained on {wanted}"
-                    )
-                rows = leaf.stored(given if many else given[None], len(given) if many else 1)
-            if leaf.dtype.kind == "f" and not np.isfinite(rows).all():
-                raise NonFiniteError(f"the observation{leaf.where} holds NaN or infinity")
-            found.append(torch.as_tensor(rows, device=self.policy.device))
-        return self.seen.tree(found), many
+        found = [self._rows(self._part(observation, leaf), leaf) for leaf in self.leaves]
+        kinds = {len(rows) if many else None for rows, many in found}
+        if len(kinds) > 1:
+            raise ConfigError("the parts of the observation are not all one, or not all as many")
+        tensors = (torch.as_tensor(rows, device=self.policy.device) for rows, _ in found)
+        return space_map(lambda path, leaf: next(tensors), self.observation_space), kinds != {None}
+
+    def together(self, observations: list[Any]) -> Any:
+        """Single observations as a batch of them: arrays [N, ...] leaf by leaf, and lists of texts."""
+        parts = ([self._part(each, leaf) for each in observations] for leaf in self.leaves)
+        many = (part if isinstance(part[0], str) else np.stack(part) for part in parts)
+        return space_map(lambda path, leaf: next(many), self.observation_space)
+
+    def _rows(self, value: Any, leaf: Leaf) -> tuple[np.ndarray, bool]:
+        """One leaf as it is kept, [N, ...], and whether there were many."""
+        wanted, text = leaf.shape, isinstance(leaf.space, gym.spaces.Text)
+        try:
+            with np.errstate(over="ignore"):  # becomes infinity, and is refused as such
+                given = np.asarray(value, leaf.dtype if leaf.dtype.kind == "f" else None)
+        except (TypeError, ValueError):
+            raise ConfigError(f"the observation{leaf.where} is {value!r}, none of {leaf.space}") from None
+        many = not isinstance(value, str) if text else given.ndim == len(wanted) + 1
+        if not text and given.shape[many:] != wanted:
+            shape = given.shape
+            raise ConfigError(f"the observation{leaf.where} has shape {shape}; this agent was trained on {wanted}")
+        try:
+            rows = leaf.stored((value if many else [value]) if text else (given if many else given[None]), -1)
+        except (EnvFailure, TypeError) as error:
+            raise ConfigError(f"the observation{leaf.where} is none of {leaf.space}: {error}") from None
+        if leaf.dtype.kind == "f" and not np.isfinite(rows).all():
+            raise NonFiniteError(f"the observation{leaf.where} holds NaN or infinity")
+        if not len(rows):
+            raise ConfigError(f"the observation{leaf.where} is an empty batch")
+        return rows, many
 
     def _part(self, observation: Any, leaf: Leaf) -> Any:
         try:
             return taken(observation, leaf)
         except EnvFailure:
             raise ConfigError(f"the observation has no {pointer(leaf.path)}, which this agent was trained on") from None
-
-
-def together(observations: list[Any]) -> Any:
-    """Single observations as a batch of them: arrays [N, ...] leaf by leaf, and lists of texts."""
-    first = observations[0]
-    if isinstance(first, dict):
-        return {key: together([each[key] for each in observations]) for key in first}
-    if isinstance(first, tuple):
-        return tuple(together(list(part)) for part in zip(*observations, strict=True))
-    return observations if isinstance(first, str) else np.stack(observations)

@@ -12,7 +12,7 @@ import numpy as np
 
 from proximo.batch import tree_map
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
-from proximo.run.agent import Agent, together
+from proximo.run.agent import Agent
 from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
 from proximo.sources.backends import MakeEnv
 
@@ -71,7 +71,7 @@ def _together(agent: Agent, make: MakeEnv, indices: range, seed: int, stop: Call
         while running:
             if stop():
                 return None
-            actions = agent.act(together([observations[i] for i in running]))
+            actions = agent.act(agent.together([observations[i] for i in running]))
             still: list[int] = []
             for place, i in enumerate(running):
                 action = tree_map(lambda x: x[place], actions)  # noqa: B023

@@ -70,7 +70,8 @@ def limits(run: Run, gradient: Gradient, settle: Settle) -> dict[str, float]:
 def environment_alone(run: Run, source: EnvSource, actions: Tensor) -> float:
     """Seconds of a vector step with nothing around it, resets included; `actions` are drawn ones, [T, N]."""
     envs: Any = source.envs
-    drawn = itertools.cycle([run.policy.to_env(action) for action in actions.unbind()])
+    steps = len(leaves_of(actions)[0])
+    drawn = itertools.cycle([run.policy.to_env(tree_map(lambda x: x[t], actions)) for t in range(steps)])  # noqa: B023
 
     def step() -> None:
         _, _, terminated, truncated, _ = envs.step(next(drawn))
@@ -85,7 +86,7 @@ def policy_alone(run: Run, source: EnvSource) -> float:
     actor, shown = source.actor, source.shown(0)
     assert actor is not None, "the run is warm"
     drawn = leaves_of(tree_map(lambda x: x[0], run.policy.noise(1, source.lanes)))
-    begun = torch.zeros(source.lanes, dtype=torch.bool)
+    begun = torch.zeros(source.lanes, dtype=torch.bool, device=run.policy.device)
 
     def choose() -> None:
         run.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda t: begun)))

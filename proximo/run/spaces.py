@@ -11,7 +11,8 @@ import numpy as np
 
 from proximo.errors import CheckpointError, UnsupportedSpace
 
-LARGEST = 2**24  # numbers in a box
+LARGEST = 2**24  # numbers in an observation
+NUMBERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float16", "float32", "float64"}
 DEEPEST = 16  # spaces within each other
 
 
@@ -57,11 +58,37 @@ def dtype_of(space: gym.Space) -> dict[str, str]:
     return {} if space.dtype == np.int64 else {"dtype": str(space.dtype)}
 
 
+def dtype_named(name: Any) -> np.dtype:
+    """One of NumPy's plain numbers; its own parser takes more than names."""
+    if name not in NUMBERS:
+        raise ValueError(f"dtype {name!r}")
+    return np.dtype(name)
+
+
+def numbers_in(described: Any, depth: int = 0) -> int:
+    """How many numbers an observation of the described space may have, before any memory is taken for it."""
+    if depth > DEEPEST:
+        raise ValueError(f"it is more than {DEEPEST} spaces deep")
+    match described["kind"]:
+        case "dict":
+            return sum(numbers_in(part, depth + 1) for part in described["spaces"].values())
+        case "tuple":
+            return sum(numbers_in(part, depth + 1) for part in described["spaces"])
+        case "box":
+            return math.prod(described["shape"])
+        case "multi_binary":
+            return int(np.prod(np.array(described["n"], dtype=float)))
+        case "text":
+            return int(described["max"])
+        case _:
+            return 1
+
+
 def dtype_from(described: dict[str, Any]) -> dict[str, Any]:
     """What `dtype_of` said, checked, as an argument."""
     if "dtype" not in described:
         return {}
-    dtype = np.dtype(described["dtype"])
+    dtype = dtype_named(described["dtype"])
     if dtype.kind not in "iu":
         raise ValueError(f"dtype {dtype}")
     return {"dtype": dtype.type}
@@ -70,11 +97,11 @@ def dtype_from(described: dict[str, Any]) -> dict[str, Any]:
 def space_from_json(described: Any, depth: int = 0) -> gym.Space:
     """The space; CheckpointError for anything that does not describe one."""
     try:
-        if depth > DEEPEST:
-            raise ValueError(f"it is more than {DEEPEST} spaces deep")
+        if depth == 0 and not 0 <= numbers_in(described) <= LARGEST:
+            raise ValueError(f"its observations have more than {LARGEST:,} numbers")
         match described["kind"]:
             case "box":
-                shape, dtype = tuple(described["shape"]), np.dtype(described["dtype"])
+                shape, dtype = tuple(described["shape"]), dtype_named(described["dtype"])
                 if dtype.kind not in "fiu":
                     raise ValueError(f"dtype {dtype}")
                 low, high = (bounds_from_json(described[k], shape) for k in ("low", "high"))

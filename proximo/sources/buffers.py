@@ -29,10 +29,15 @@ class Leaf:
     plain: np.dtype | None = None  # the dtype of values that need no second look
 
     def stored(self, value: Any, lanes: int) -> np.ndarray:
-        """Values of all lanes in the dtype they are kept in; EnvFailure where they are not what the space says."""
+        """Values of all lanes, of any number where it is −1, in the dtype they are kept in.
+
+        EnvFailure where they are not what the space says.
+        """
         if isinstance(self.space, gym.spaces.Text):
-            return text_codes(self.space, [str(text) for text in value])
-        wanted = (lanes, *self.shape)
+            if not all(isinstance(text, str) for text in value):
+                raise EnvFailure(f"the environment returned {value!r}{self.where}, not texts")
+            return text_codes(self.space, list(value))
+        wanted = (len(value) if lanes < 0 else lanes, *self.shape)
         if not isinstance(value, np.ndarray) or value.shape != wanted:
             shape = getattr(value, "shape", type(value).__name__)
             raise EnvFailure(
@@ -46,6 +51,8 @@ class Leaf:
             raise EnvFailure(
                 f"the environment returned observations{self.where} of {value.dtype}, its space says {self.dtype}"
             )
+        if self.dtype == np.uint8 and value.size and not (value.min() >= 0 and value.max() <= 255):
+            raise EnvFailure(f"the environment returned observations{self.where} beyond 0 to 255, which are bytes")
         return self.in_range(value.astype(self.dtype))
 
     def in_range(self, value: np.ndarray) -> np.ndarray:
@@ -63,13 +70,18 @@ class Leaf:
         return f" at {pointer(self.path)}" if self.path else ""
 
 
+def stored_leaves(space: gym.Space) -> list[Leaf]:
+    """The leaves of a space, without memory for any row."""
+    return [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in leaves(space).items()]
+
+
 class Observations:
     """Rows [T + 1, N, ...] of every leaf, one row more than steps: what came last. Tensors alias the arrays."""
 
     def __init__(self, space: gym.Space, lanes: int, steps: int, choices: list[int] | None = None) -> None:
         """`choices` are the options of each choice of an action, for a mask to be looked at."""
         self.space, self.lanes = space, lanes
-        self.leaves = [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in leaves(space).items()]
+        self.leaves = stored_leaves(space)
         for leaf in self.leaves:
             leaf.rows = np.zeros((steps + 1, lanes, *leaf.shape), leaf.dtype)
             leaf.plain = leaf.rows.dtype if isinstance(leaf.space, gym.spaces.Box) else None

@@ -13,12 +13,12 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from proximo.batch import Batch, leaves_of
-from proximo.errors import EnvFailure, NonFiniteError
+from proximo.errors import ConfigError, EnvFailure, NonFiniteError
+from proximo.observations import MASK, choices
 from proximo.policy import Policy
 from proximo.sources.acting import Actor, Leaves, stacked
 from proximo.sources.buffers import Observations, as_float32
 from proximo.sources.episodes import Episodes
-from proximo.sources.masks import choices
 from proximo.state import live_tensors
 
 MakeEnvs = Callable[[int], gym.vector.VectorEnv]
@@ -46,13 +46,17 @@ class EnvSource:
         self.envs = envs = self._guarded("start", lambda: self.make(seed))
         self.mode = autoreset_mode(envs)
         self.lanes = envs.num_envs
-        first = self._guarded("reset", lambda: envs.reset(seed=seed))[0]
+        first, info = self._guarded("reset", lambda: envs.reset(seed=seed))
         horizon, lanes = self.horizon, self.lanes
         if not hasattr(self, "seen"):
             self.seen = Observations(envs.single_observation_space, lanes, horizon, choices(envs.single_action_space))
             self.reward = np.zeros((horizon, lanes))
             self.mask = np.ones((horizon + 1, lanes), bool)
             self.terminated, self.truncated = np.zeros((2, horizon, lanes), bool)
+        if MASK in info and self.seen.allowed is None:
+            raise ConfigError(
+                f'these lanes say info["{MASK}"]: pass a maker of single ones, or put it into what is seen'
+            )
         self.seen.write(0, first)
         self.seen.write(-1, first)
         self.mask[-1], self.fresh = True, np.ones(lanes, bool)

@@ -12,14 +12,7 @@ import gymnasium as gym
 import numpy as np
 
 from proximo.errors import EnvFailure
-from proximo.observations import MASK
-
-
-def choices(space: gym.Space) -> list[int] | None:
-    """How many options each choice of an action has; None for actions that are no choices."""
-    if isinstance(space, gym.spaces.Discrete):
-        return [int(space.n)]
-    return space.nvec.reshape(-1).tolist() if isinstance(space, gym.spaces.MultiDiscrete) else None
+from proximo.observations import MASK, choices
 
 
 def says_masks(env: gym.Env) -> str | None:
@@ -66,6 +59,8 @@ class ShowsMask(gym.Wrapper):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         observation, reward, terminated, truncated, info = self.env.step(action)
+        if (terminated or truncated) and self.source == "info" and MASK not in info:
+            info = {**info, MASK: np.zeros(self.count)}  # nobody acts there
         return self._shown(observation, info), reward, terminated, truncated, info
 
     def _shown(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
