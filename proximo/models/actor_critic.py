@@ -16,7 +16,7 @@ from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.memory import CORES
 from proximo.models.network import Network
-from proximo.observations import MASK, choices, space_map, storage
+from proximo.observations import MASK, choices, storage, zeros
 from proximo.policy import Evaluation
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
@@ -146,12 +146,8 @@ class ActorCritic(nn.Module):
 
     def blank(self, *shape: int) -> Batch:
         """A batch of dead rows [*shape], with the columns that a source collects for this policy, all zero."""
-
-        def zeros(path: Any, leaf: gym.Space) -> Tensor:
-            size, dtype = storage(leaf)
-            return torch.zeros(*shape, *size, dtype=getattr(torch, dtype.name), device=self.device)
-
-        observation, number = space_map(zeros, self.space), torch.zeros(shape, device=self.device)
+        observation = tree_map(lambda x: torch.from_numpy(x).to(self.device), zeros(self.space, *shape))
+        number = torch.zeros(shape, device=self.device)
         numbers = dict.fromkeys(("reward", "logp", "value", "next_value"), number)
         flags = dict.fromkeys(("mask", "start", "terminated", "truncated"), number.bool())
         steps, lanes = shape

@@ -46,14 +46,14 @@ class EnvSource:
         self.envs = envs = self._guarded("start", lambda: self.make(seed))
         self.mode = autoreset_mode(envs)
         self.lanes = envs.num_envs
-        first, info = self._guarded("reset", lambda: envs.reset(seed=seed))
+        first, *told = self._guarded("reset", lambda: envs.reset(seed=seed))
         horizon, lanes = self.horizon, self.lanes
         if not hasattr(self, "seen"):
             self.seen = Observations(envs.single_observation_space, lanes, horizon, choices(envs.single_action_space))
             self.reward = np.zeros((horizon, lanes))
             self.mask = np.ones((horizon + 1, lanes), bool)
             self.terminated, self.truncated = np.zeros((2, horizon, lanes), bool)
-        if MASK in info and self.seen.allowed is None:
+        if any(isinstance(info, dict) and MASK in info for info in told) and self.seen.allowed is None:
             raise ConfigError(
                 f'these lanes say info["{MASK}"]: pass a maker of single ones, or put it into what is seen'
             )

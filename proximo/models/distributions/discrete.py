@@ -160,8 +160,8 @@ class BernoulliHead(nn.Module):
 def gumbel(*shape: int, device: torch.device) -> Tensor:
     """Standard Gumbel noise −log(−log u), from torch's global generator; finite.
 
-    u is float64: among 2²⁴ values the rare actions would be drawn too often or never. A third of the time of
-    `exponential_`, which draws them one by one.
+    u is float64: among 2²⁴ values the rare actions would be drawn too often or never. A little over half the
+    time of `exponential_`, which draws them one by one.
     """
     uniform = torch.rand(shape, dtype=torch.float64, device=device).clamp_(min=2.0**-54)  # zero may be drawn
     return uniform.log_().neg_().log_().neg_().float()
