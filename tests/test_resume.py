@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -42,29 +43,36 @@ def train(out: Path, env: str, backend: str, flags: list[str], steps: int, every
     return proximo("train", env, "--backend", backend, "--out", str(out), *schedule, *flags)
 
 
-def killed_once(command: list[str], out: Path, after: float) -> int | None:
-    """Run a command; SIGKILL it some time after its folder appears. The exit code, or None if it was killed."""
+def updates_done(out: Path) -> int:
+    return (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
+
+
+def killed_once(command: list[str], out: Path, after: int) -> int | None:
+    """Run a command; SIGKILL it at some moment after it has done `after` updates. Its exit code; None if killed.
+
+    The moment is one of the run's own progress, not of the clock: another test beside it changes how long a run lasts.
+    """
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (out / "config.json").exists() and process.poll() is None:
-        time.sleep(0.02)
-    try:
-        return process.wait(timeout=after)
-    except subprocess.TimeoutExpired:
+    before = updates_done(out)  # a resumed run begins by dropping those after its checkpoint
+    while process.poll() is None and not after <= updates_done(out) != before:
+        time.sleep(0.01)
+    time.sleep(random.uniform(0, 0.5))
+    if process.poll() is None:
         process.kill()
-        process.wait()
-        return None
+    return None if process.wait() == -signal.SIGKILL else process.returncode
 
 
-def until_done(first: list[str], out: Path, moments: list[float]) -> int:
-    """Start, kill at each moment, resume in between, and let the last one finish; how often it was killed."""
+def until_done(first: list[str], out: Path, moments: list[int], last: str) -> int:
+    """Start, kill at each moment, resume in between, until it is done; how often it was killed before."""
     command = first
     for kills, moment in enumerate(moments):
         code = killed_once(command, out, moment)
-        if code is not None:
-            assert code == 0
+        if (out / "checkpoints" / last).exists():  # killed or not: a run that has saved its end is done
             return kills
+        assert code is None
         command = proximo("resume", str(out))
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     return len(moments)
 
 
@@ -118,11 +126,11 @@ def test_killed_and_resumed_is_the_same_run(tmp_path: Path, env: str, backend: s
 def test_sixty_thousand_steps_killed_again_and_again(tmp_path: Path, env: str, backend: str) -> None:
     """60,000 steps, a boundary every 20,000, up to five kills at random times."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    begin = time.monotonic()
     subprocess.run(train(whole, env, backend, CASES[env, backend], 60_000, 20_000), check=True, capture_output=True)
-    lasted = time.monotonic() - begin
-    moments = [random.uniform(0.05, 0.6) * lasted for _ in range(5)]
-    kills = until_done(train(broken, env, backend, CASES[env, backend], 60_000, 20_000), broken, moments)
+    updates = updates_done(whole)
+    moments = [random.randint(1, updates // 2) for _ in range(5)]
+    last = max(path.name for path in (whole / "checkpoints").iterdir())
+    kills = until_done(train(broken, env, backend, CASES[env, backend], 60_000, 20_000), broken, moments, last)
     assert_same_run(whole, broken)
-    print(f"{env} {backend}: identical after {kills} kills at {[round(m, 1) for m in moments]} s of {lasted:.0f}")
+    print(f"{env} {backend}: identical after {kills} kills at updates {moments} of {updates}")
     assert kills >= 1
