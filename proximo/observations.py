@@ -1,4 +1,4 @@
-"""What observations look like as tensors: the leaves of a space, how each is stored, and stacks of frames."""
+"""What observations look like as tensors: the leaves of a space, and how each is stored."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
-import torch
-from torch import Tensor
 
 from proximo.errors import EnvFailure, UnsupportedSpace
 
@@ -108,24 +106,3 @@ def text_codes(space: gym.spaces.Text, texts: Sequence[str]) -> np.ndarray:
             raise EnvFailure(f"the environment gave a text of {len(text)} characters, {longest}: {text!r}")
         row[: len(text)] = [place[character] for character in text]
     return codes
-
-
-def stack_index(start: Tensor, k: int) -> Tensor:
-    """Where the stacks of k frames lie that end with each row: [T, N] -> int64 [T, N, k], for `stacked`.
-
-    `start` [T, N] says which rows begin an episode. Before there are k frames, the episode's first one is repeated, as
-    Gymnasium's FrameStackObservation does with padding_type "reset". The oldest frame comes first. The indices are
-    those of flattened frames [(T + k - 1)·N, ...], of which the first k - 1 steps came before row 0: what the stack of
-    row 0 holds besides its own frame.
-    """
-    steps, lanes = start.shape
-    now = torch.arange(steps, device=start.device).unsqueeze(-1)
-    first = torch.where(start, now, 1 - k).cummax(0).values  # [T, N] where the row's episode began, or before it all
-    age = torch.arange(k - 1, -1, -1, device=start.device)
-    row = torch.maximum(now.unsqueeze(-1) - age, first.unsqueeze(-1)) + k - 1
-    return row * lanes + torch.arange(lanes, device=start.device).unsqueeze(-1)
-
-
-def stacked(frames: Tensor, index: Tensor) -> Tensor:
-    """Stacks of frames, each stored once: frames [T + k - 1, N, *frame], index [..., k] -> [..., k, *frame]."""
-    return frames.flatten(0, 1)[index]

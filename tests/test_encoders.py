@@ -6,14 +6,10 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.wrappers import FrameStackObservation
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from proximo.batch import leaves_of, tree_map, with_leaves
@@ -24,8 +20,7 @@ from proximo.models.encoders import Choices, Encoding, TextEncoder, TreeEncoder,
 from proximo.models.images import ImageEncoder, impala, nature
 from proximo.models.network import Network
 from proximo.models.normalize import Normalizer
-from proximo.observations import leaves, pointer, stack_index, stacked, storage, text_codes, zeros
-from tests.toys import Corridor
+from proximo.observations import leaves, pointer, storage, text_codes, zeros
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -416,52 +411,6 @@ def test_what_cannot_be_encoded(space: Any, encoding: Any, error: type[ProximoEr
 def test_storage_names_the_leaf_that_it_cannot_hold(make: Any) -> None:
     with pytest.raises(UnsupportedSpace, match="leaf /a/1 "):
         make(spaces.Dict(a=spaces.Tuple((spaces.Discrete(2), Strange()))))
-
-
-# Stacks of frames
-
-
-@pytest.mark.parametrize("k", [1, 2, 4])
-def test_stacks_are_those_of_gymnasium(k: int) -> None:
-    """Two collections in a row of three lanes whose episodes end at different times, frame by frame."""
-    make = [partial(lambda limit: FrameStackObservation(Corridor(limit=limit), k), limit) for limit in (3, 2, 5)]
-    envs, steps = gym.vector.SyncVectorEnv(make), 10  # no multiple of 4, 3 and 6: the second begins in mid-episode
-    seen, fresh, ended = envs.reset(seed=0)[0], np.ones(3, bool), np.zeros(3, bool)
-    for _ in range(2):
-        rows, starts = list[np.ndarray](), list[np.ndarray]()
-        for _ in range(steps):
-            rows.append(seen.copy())
-            starts.append(fresh)
-            seen, _, terminated, truncated, _ = envs.step(np.zeros(3, int))
-            # the row after an end is dead and holds the final observation; the one after that begins an episode
-            fresh, ended = ended, terminated | truncated
-        wanted = torch.from_numpy(np.stack(rows))
-        before = wanted[0, :, :-1].movedim(1, 0)
-        frames = torch.cat([before, wanted[:, :, -1]])
-        assert len(frames) == steps + k - 1
-        index = stack_index(torch.from_numpy(np.stack(starts)), k)
-        assert index.shape == (steps, 3, k)
-        torch.testing.assert_close(stacked(frames, index), wanted, rtol=0, atol=0)
-        some = torch.tensor([5, 0, 29])
-        minibatch = stacked(frames, index.flatten(0, 1)[some])
-        torch.testing.assert_close(minibatch, wanted.flatten(0, 1)[some], rtol=0, atol=0)
-    envs.close()
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(1, 5), st.lists(st.lists(st.booleans(), min_size=2, max_size=2), min_size=1, max_size=9))
-def test_stacks_by_walking_back(k: int, starts: list[list[bool]]) -> None:
-    """From each row back, one frame at a time, no further than where its episode began."""
-    start, steps = torch.tensor(starts), len(starts)
-    frames = torch.arange((steps + k - 1) * 2).reshape(-1, 2)
-    found = stacked(frames, stack_index(start, k))
-    for t in range(steps):
-        for lane in range(2):
-            row, stack = t, []
-            for _ in range(k):
-                stack.insert(0, int(frames[row + k - 1, lane]))
-                row -= not (row >= 0 and starts[row][lane])
-            assert found[t, lane].tolist() == stack
 
 
 def test_kinds_are_what_they_say() -> None:

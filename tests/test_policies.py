@@ -30,6 +30,8 @@ MEMORIES: dict[str, dict[str, Any]] = {
     "lstm": dict(memory="lstm"),
     "gru, separate": dict(memory="gru", trunk="separate"),
     "transformer": dict(memory="transformer", memory_window=5),
+    "stack": dict(frame_stack=4),
+    "stack of a gru, separate": dict(frame_stack=3, memory="gru", trunk="separate"),
 }
 MODES = [AutoresetMode.NEXT_STEP, AutoresetMode.SAME_STEP, AutoresetMode.DISABLED]
 
@@ -120,11 +122,12 @@ def test_the_past_is_forgotten_where_an_episode_begins(memory: str) -> None:
     assert (values[1] - fresh[1]).abs() > 1e-5
 
 
-@pytest.mark.parametrize("memory", ["none", "lstm", "gru", "transformer"])
+@pytest.mark.parametrize("memory", ["none", "lstm", "gru", "transformer", "stack"])
 def test_a_cue_is_remembered_by_those_who_can(memory: Any, tmp_path: Path) -> None:
     settings = dict(horizon=32, envs=16, epochs=4, minibatches=4, lr=3e-3, memory_size=32, hidden=(32,), gamma=0.95)
+    kind: dict[str, Any] = dict(frame_stack=5) if memory == "stack" else dict(memory=memory)
     run = proximo.train(
-        Cue, steps=30_000, memory=memory, **settings, quiet=True, eval_every=0, eval_episodes=200, out=tmp_path / "run"
+        Cue, steps=30_000, **settings, **kind, quiet=True, eval_every=0, eval_episodes=200, out=tmp_path / "run"
     )
     assert run.score is not None
     if memory == "none":
@@ -252,6 +255,8 @@ def test_the_agent_goes_on_from_what_it_remembers() -> None:
     [
         (dict(memory="lstm", sequence=5), "sequences of 5 steps do not divide a horizon of 32"),
         (dict(memory="lstm", sequence=32, minibatches=8), "8 minibatches do not divide 4 sequences"),
+        (dict(frame_stack=0), "frame_stack is 0: it must be between 1 and 256"),
+        (dict(frame_stack=4, sequence=5), "sequences of 5 steps do not divide a horizon of 32"),
         (dict(memory="lstm", memory_size=0), "size of the policy's memory is 0"),
         (dict(memory="hippocampus"), "memory is 'hippocampus'"),
     ],

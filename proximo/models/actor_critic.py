@@ -14,6 +14,7 @@ from proximo.batch import Batch, leaves_of, tree_map
 from proximo.errors import UnsupportedSpace
 from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
+from proximo.models.frames import Frames
 from proximo.models.memory import CORES
 from proximo.models.network import Network
 from proximo.observations import MASK, choices, storage, zeros
@@ -74,10 +75,12 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.space, self.masked = observation_space, has_mask(observation_space)
         seen = without_mask(observation_space, action_space) if self.masked else observation_space
+        self.frames = Frames(seen, network.frame_stack) if network.frame_stack > 1 else None
+        seen = seen if self.frames is None else self.frames.space
         self.trunk = Trunk(seen, network)
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
         self.critic_trunk = Trunk(seen, network) if apart else None
-        self.remembers, self.sequence = self.trunk.core is not None, network.sequence
+        self.remembers, self.sequence = network.remembers, network.sequence
         self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
         shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
         self.actor = tower((*shape, self.head.outputs), activation, 0.01, network.layer_norm)
@@ -89,7 +92,8 @@ class ActorCritic(nn.Module):
 
     def initial(self, lanes: int) -> Any:
         first = self.trunk.initial(lanes)
-        return first if self.critic_trunk is None else (first, self.critic_trunk.initial(lanes))
+        first = first if self.critic_trunk is None else (first, self.critic_trunk.initial(lanes))
+        return first if self.frames is None else (self.frames.initial(lanes, self.device), first)
 
     def noise(self, *shape: int) -> Any:
         return self.head.noise(*shape, device=self.device)
@@ -109,15 +113,19 @@ class ActorCritic(nn.Module):
 
     def evaluate(self, batch: Batch) -> Evaluation:
         if self.remembers:
-            shown = Batch(observation=batch.observation, start=batch.start, memory=batch.memory)
-            pieces = shown.sequences()
-            first = tree_map(lambda x: x[0], pieces.memory)
+            pieces, first = self._sequences(batch)
             *features, _ = self._features(pieces.observation, first, pieces.start)
             acting, judging = (batch.whole(x) for x in features)
         else:
             acting, judging, _ = self._features(batch.observation, self.initial(0), None)
         distribution = self._distribution(acting, batch.observation)
         return Evaluation(distribution.logp(batch.action), self.critic(judging).squeeze(-1), distribution)
+
+    def _sequences(self, batch: Batch) -> tuple[Batch, Any]:
+        """The batch's sequences side by side [L, K·N, ...], and what was remembered before them."""
+        wanted = ("observation", "start", "mask", "memory")
+        pieces = Batch(**{name: getattr(batch, name) for name in wanted}).sequences()
+        return pieces, tree_map(lambda x: x[0], pieces.memory)
 
     def _step(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         """Features of actor and critic for observations [N, ...], and the memory after them."""
@@ -129,8 +137,16 @@ class ActorCritic(nn.Module):
         return acting[0], judging[0], memory
 
     def _features(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
-        if self.masked:
-            observation = {key: part for key, part in observation.items() if key != MASK}
+        observation = self._besides_mask(observation)
+        if self.frames is not None:
+            assert start is not None
+            past, memory = memory
+            observation, past = self.frames(observation, past, start)
+            acting, judging, memory = self._trunks(observation, memory, start)
+            return acting, judging, (past, memory)
+        return self._trunks(observation, memory, start)
+
+    def _trunks(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         dtype = self.critic[0].weight.dtype
         if self.critic_trunk is None:
             features, memory = self.trunk(observation, memory, start, dtype)
@@ -138,7 +154,10 @@ class ActorCritic(nn.Module):
         own, critics = memory or ((), ())
         acting, own = self.trunk(observation, own, start, dtype)
         judging, critics = self.critic_trunk(observation, critics, start, dtype)
-        return acting, judging, (own, critics) if self.remembers else ()
+        return acting, judging, (own, critics) if memory else ()
+
+    def _besides_mask(self, observation: Any) -> Any:
+        return {key: part for key, part in observation.items() if key != MASK} if self.masked else observation
 
     def _distribution(self, features: Tensor, observation: Any) -> Any:
         outputs = self.actor(features)
@@ -161,7 +180,11 @@ class ActorCritic(nn.Module):
         return batch.replace(memory=memory)
 
     def observe(self, batch: Batch) -> None:
-        shown = {k: v for k, v in batch.observation.items() if k != MASK} if self.masked else batch.observation
+        if self.frames is None:
+            shown = self._besides_mask(batch.observation)
+        else:
+            batch, (past, _) = self._sequences(batch)
+            shown, _ = self.frames(self._besides_mask(batch.observation), past, batch.start)
         for trunk in (self.trunk, self.critic_trunk):
             if trunk is not None:
                 trunk.observe(shown, batch.mask)

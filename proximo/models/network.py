@@ -31,6 +31,9 @@ class Network:
     channels: Literal["auto", "first", "last"] = "auto"
     """Where an image's colours are: first (C×H×W), last (H×W×C), or whichever side is the shortest."""
 
+    frame_stack: int = 1
+    """Observations that the policy sees together: the last ones of the episode, this one among them."""
+
     trunk: Literal["auto", "shared", "separate"] = "auto"
     """Whether actor and critic share what lies below their layers: auto shares what is learned there."""
 
@@ -55,10 +58,17 @@ class Network:
     log_std_init: float = 0.0
     """Natural logarithm of the standard deviation that continuous actions begin with."""
 
+    @property
+    def remembers(self) -> bool:
+        """Whether the policy has a state that goes from step to step, and learns from sequences."""
+        return self.memory != "none" or self.frame_stack > 1
+
     def __post_init__(self) -> None:
         if not all(0 < width <= 65_536 for width in self.hidden) or len(self.hidden) > 64:
             raise ConfigError(f"hidden is {self.hidden}: give at most 64 layers of 1 to 65,536 units")
         if not -10 <= self.log_std_init <= 10:
             raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -10 and 10")
+        if not 1 <= self.frame_stack <= 256:
+            raise ConfigError(f"frame_stack is {self.frame_stack}: it must be between 1 and 256")
         if self.sequence < 1:
             raise ConfigError(f"sequence is {self.sequence}: it must be at least 1")

@@ -113,7 +113,7 @@ class Resolved:
                 f"{parts} minibatches do not divide a batch of {rollout} steps ({self.run.envs} envs × "
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
             )
-        if self.network.memory != "none":
+        if self.network.remembers:
             self._check_sequences(parts)
         if rollout // parts < 2:
             raise ConfigError(f"{parts} minibatches of {rollout} steps leave one step each: at least 2 are needed")
