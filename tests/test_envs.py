@@ -25,9 +25,10 @@ from proximo.batch import Batch
 from proximo.errors import EnvFailure
 from proximo.models.distributions import Categorical
 from proximo.policy import Evaluation
-from proximo.sources.backends import lanes_for, single
+from proximo.sources.backends import lanes_for
 from proximo.sources.envpool import EnvPoolLanes
 from proximo.sources.envs import EnvSource
+from proximo.sources.making import single
 from tests.toys import GAMMA, Corridor, corridor_value
 
 

@@ -34,10 +34,10 @@ class Encoding:
     """How observations become features."""
 
     normalize: bool = False
-    """Centre and scale Boxes by running statistics, clipped to ±10; not images, whose scale is known."""
+    """Centre and scale Boxes by running statistics, clipped to ±10; not what an image network sees."""
 
-    images: Literal["auto", "nature", "impala"] = "auto"
-    """The network for images: auto is nature from 64 pixels a side on, and impala below."""
+    images: Literal["auto", "nature", "impala", "numbers"] = "auto"
+    """The network for images: auto is nature from 64 pixels a side on, impala below; numbers takes them as a vector."""
 
     channels: Literal["auto", "first", "last"] = "auto"
     """Where an image's colours are: first (C×H×W), last (H×W×C), or whichever side is the shortest."""
@@ -59,7 +59,7 @@ def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
     """The encoder of one leaf, at this path."""
     shape, _ = storage(leaf, path)
     match leaf:
-        case gym.spaces.Box() if is_image(leaf):
+        case gym.spaces.Box() if is_image(leaf) and encoding.images != "numbers":
             return ImageEncoder(shape, encoding.images, encoding.channels, pointer(path))
         case gym.spaces.Box() | gym.spaces.MultiBinary():
             normalized = encoding.normalize and isinstance(leaf, gym.spaces.Box)

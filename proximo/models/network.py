@@ -25,8 +25,8 @@ class Network:
     normalize_observation: bool = False
     """Centre and scale observations by running statistics, clipped to ±10; they travel with the policy."""
 
-    images: Literal["auto", "nature", "impala"] = "auto"
-    """The network for images: auto is nature from 64 pixels a side on, and impala below."""
+    images: Literal["auto", "nature", "impala", "numbers"] = "auto"
+    """The network for images: auto is nature from 64 pixels a side on, impala below; numbers takes them as a vector."""
 
     channels: Literal["auto", "first", "last"] = "auto"
     """Where an image's colours are: first (C×H×W), last (H×W×C), or whichever side is the shortest."""

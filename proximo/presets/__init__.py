@@ -8,9 +8,10 @@ from proximo.errors import unknown
 from proximo.presets.control import CONTROL
 from proximo.presets.mujoco import PAPERS
 from proximo.presets.preset import Preset
+from proximo.presets.screens import SCREENS
 from proximo.presets.trust import TRUST
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *PAPERS, *TRUST)}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *SCREENS, *PAPERS, *TRUST)}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:

@@ -12,7 +12,10 @@ PROXIMAL = (
 )  # fmt: skip
 
 # Settings that say something of the task, whatever learns it.
-TASK = ("steps", "max_episode_steps", "gamma", "normalize_observation", "normalize_reward")
+TASK = (
+    "steps", "max_episode_steps", "env_options", "gamma", "normalize_observation", "normalize_reward", "images",
+    "frame_stack",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

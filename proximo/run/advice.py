@@ -12,8 +12,9 @@ from rich.table import Table
 from proximo import compiler
 from proximo.run.clock import BUFFERS, CHECKPOINTS, ENVIRONMENT, JUDGING, LOGGING, POLICY, TOGETHER, UPDATE
 from proximo.run.profile import Profile
-from proximo.sources.backends import FEW_LANES, SLOW_STEP, has_own_vector
+from proximo.sources.backends import FEW_LANES, SLOW_STEP
 from proximo.sources.envpool import envpool_ids
+from proximo.sources.making import has_own_vector
 
 MOST = 3  # sentences
 LARGE, NOTABLE, SMALL = 0.4, 0.25, 0.1  # shares of the cycle from which a part is worth a sentence

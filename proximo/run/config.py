@@ -15,6 +15,7 @@ from proximo.algorithms import algorithm_named
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.network import Network
+from proximo.sources.options import options_from
 
 # What other libraries call a setting.
 ELSEWHERE = {
@@ -64,6 +65,8 @@ class RunConfig:
     """Episodes of an evaluation."""
     max_episode_steps: int | None = None
     """Truncate episodes after this many steps (for environments that never end)."""
+    env_options: tuple[str, ...] = ()
+    """What the environment is made with, as name=value (a number, true, false, a word)."""
     threads: int = 1
     """Threads torch computes with; small networks lose by a second one."""
     max_kl: float | None = None
@@ -76,12 +79,18 @@ class RunConfig:
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
         check(self, not_negative=("seed", "eval_every"))
+        options_from(self.env_options)
         for name, most in (("threads", MOST_THREADS), ("seed", 2**32 - 1)):
             if getattr(self, name) > most:
                 raise ConfigError(f"{name} is {getattr(self, name)}: it must be at most {most}")
         if self.max_episode_steps is not None:
             check(self, at_least_one=("max_episode_steps",))
         check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The environment's options by name."""
+        return options_from(self.env_options)
 
     @property
     def measures_drift(self) -> bool:

@@ -14,7 +14,7 @@ from proximo.batch import tree_map
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.run.agent import Agent
 from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
-from proximo.sources.backends import MakeEnv
+from proximo.sources.making import MakeEnv
 
 TOGETHER = 32  # episodes played side by side
 LONGEST = 100_000  # steps after which an episode is taken to have no end

@@ -19,7 +19,7 @@ from proximo.run.evaluate import Score, evaluate
 from proximo.run.machine import threads
 from proximo.run.run import load_policy, must_match
 from proximo.run.spaces import space_from_json
-from proximo.sources.backends import MANY, EnvLike, single
+from proximo.sources.making import MANY, EnvLike, single
 from proximo.updaters.optimizer import packed
 
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
@@ -59,7 +59,7 @@ def evaluate_run(
     if isinstance(env, MANY):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
     with threads(run.threads):
-        score = evaluate(agent, single(env, run.max_episode_steps), episodes, run.seed)
+        score = evaluate(agent, single(env, run.max_episode_steps, **run.options), episodes, run.seed)
     assert score is not None, "nothing asked it to stop"
     return score
 

@@ -11,7 +11,7 @@ from proximo import compiler
 from proximo.errors import ConfigError
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.seeding import borrowed_generators
-from proximo.sources.backends import EnvLike
+from proximo.sources.making import EnvLike
 from proximo.sources.tensors import TensorEnv
 
 WIDE = 512  # units from which a layer gains by a GPU

@@ -19,7 +19,7 @@ from proximo.run.config import RunConfig
 from proximo.run.evaluate import LONGEST
 from proximo.run.files import replace_durably
 from proximo.run.seeding import EVALUATION, derived
-from proximo.sources.backends import MANY, EnvLike, single
+from proximo.sources.making import MANY, EnvLike, single
 
 
 def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episodes: int) -> tuple[int, list[float]]:
@@ -37,7 +37,7 @@ def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episod
     if sys.platform == "linux" and not os.environ.get("DISPLAY"):
         os.environ.setdefault("MUJOCO_GL", "egl")  # the one of its ways that needs no screen and is mostly there
         os.environ.setdefault("SDL_VIDEODRIVER", "dummy")
-    made = single(env, run.max_episode_steps, render_mode="rgb_array")()
+    made = single(env, run.max_episode_steps, **(run.options | {"render_mode": "rgb_array"}))()
     fps = made.metadata.get("render_fps", 30)
     mp4: dict[str, Any] = {"fps": fps, "macro_block_size": 2}
     gif: dict[str, Any] = {"duration": 1000 / fps}

@@ -24,7 +24,7 @@ from proximo.run.panel import Silent
 from proximo.run.run import Run, save
 from proximo.run.seeding import seed_all
 from proximo.run.signals import Interrupts
-from proximo.sources.backends import EnvLike
+from proximo.sources.making import EnvLike
 
 SECONDS, LEAST = 5.0, 3  # of cycles that are timed, and how many at least
 WARM_SECONDS, WARM_MOST = 1.0, 5  # of cycles before them, besides the first

@@ -16,8 +16,8 @@ from proximo.run.agent import Agent
 from proximo.run.config import Resolved
 from proximo.run.evaluate import Score
 from proximo.run.ledger import Ledger
-from proximo.sources.backends import MakeEnv
 from proximo.sources.envs import EnvSource
+from proximo.sources.making import MakeEnv
 from proximo.sources.tensors import TensorSource
 from proximo.state import live_tensors, restore
 

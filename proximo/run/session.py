@@ -24,7 +24,9 @@ from proximo.run.plot import has_curve, plot_runs
 from proximo.run.run import Run, load, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
-from proximo.sources.backends import MANY, EnvLike, Lanes, lanes_for, name_of, single
+from proximo.sources.backends import Lanes, lanes_for
+from proximo.sources.making import MANY, EnvLike, name_of, single
+from proximo.sources.options import options_from, said
 from proximo.state import restore
 
 FEW_UPDATES = 10
@@ -48,6 +50,8 @@ def train(
     """
     if steps is not None:
         settings["steps"] = steps
+    if "env_options" in settings:
+        settings["env_options"] = said(settings["env_options"])
     if isinstance(env, MANY) and settings.setdefault("envs", env.num_envs) != env.num_envs:
         raise ConfigError(f"envs is {settings['envs']}, but the vector environment has {env.num_envs} lanes")
     config, notes = preset_config(env, algo, preset, settings)
@@ -70,7 +74,7 @@ def preset_config(
     if isinstance(env, MANY):
         action_space = env.single_action_space
     else:
-        one = single(env)()
+        one = single(env, **options_from((settings or {}).get("env_options", ())))()
         action_space = one.action_space
         one.close()
     chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
@@ -96,7 +100,9 @@ def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, n
 def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     """The configuration with all that depends on the environment and the machine, the lanes, and notes that say why."""
     (device, reason), (mode, why) = choose_device(config, env), choose_compile(config)
-    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps, device)
+    lanes = lanes_for(
+        env, config.run.envs, config.run.backend, config.run.max_episode_steps, device, config.run.options
+    )
     spaces = spaces_of(lanes)
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
@@ -130,7 +136,8 @@ def resume(
     if mode != config.run.compile:
         notes.append(f"compile {mode}: {why}; the numbers then differ a little")
     config = replace(config, run=changed(config.run, device=choose_device(config, env)[0], compile=mode))
-    lanes = lanes_for(env, config.run.envs, config.run.backend, config.run.max_episode_steps, config.run.device)
+    c = config.run
+    lanes = lanes_for(env, c.envs, c.backend, c.max_episode_steps, c.device, c.options)
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
     with computing(config.run):
@@ -200,7 +207,7 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> R
     if isinstance(algorithm, Expecting):
         algorithm.expect(agent.policy.blank(config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
-    make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps)
+    make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps, **config.run.options)
     ledger = Ledger(agent.policy, config.run) if config.run.measures_drift else None
     if ledger is not None and fresh and config.run.drift_reference is not None:
         restore(ledger.reference, reference_of(config), config.run.drift_reference)

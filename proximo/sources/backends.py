@@ -16,17 +16,15 @@ import numpy as np
 import torch
 from gymnasium.vector.async_vector_env import AsyncState
 
-from proximo.errors import ConfigError, EnvFailure, MissingExtra, UnsupportedSpace, unknown
+from proximo.errors import ConfigError, UnsupportedSpace, unknown
+from proximo.sources.atari import ALE, ale_lanes
 from proximo.sources.cartpole import CartPole
-from proximo.sources.checked import Checked
-from proximo.sources.envpool import EnvPoolLanes, envpool_ids, envpool_serves, require_envpool
+from proximo.sources.envpool import envpool_lanes, envpool_serves, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
-from proximo.sources.masks import ShowsMask, allowed_action, says_masks
+from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
+from proximo.sources.masks import allowed_action
 from proximo.sources.tensors import TensorEnv, TensorSource
 
-MakeEnv = Callable[[], gym.Env]
-EnvLike = str | MakeEnv | gym.vector.VectorEnv | TensorEnv
-MANY = gym.vector.VectorEnv, TensorEnv  # lanes that the caller made
 IN_TENSORS: dict[str, Callable[..., TensorEnv]] = {"CartPole-v1": CartPole}
 
 BACKENDS = {
@@ -35,7 +33,6 @@ BACKENDS = {
     "envpool": "EnvPool's C++ threads, for the ids it has",
     "tensor": f"tensors on the policy's device, in one graph with the policy: {', '.join(IN_TENSORS)}",
 }
-EXTRAS = {"box2d": "box2d", "mujoco": "mujoco", "pygame": "classic"}  # a word of Gymnasium's complaint: our extra
 SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
 GRACE = 60  # seconds
 FEW_LANES = 4  # below this EnvPool's wake-ups cost more than its threads save (docs/architecture.md has the figures)
@@ -55,11 +52,18 @@ class Lanes:
 
 
 def lanes_for(
-    env: EnvLike, lanes: int, backend: str = "auto", max_episode_steps: int | None = None, device: str = "cpu"
+    env: EnvLike,
+    lanes: int,
+    backend: str = "auto",
+    max_episode_steps: int | None = None,
+    device: str = "cpu",
+    options: dict[str, Any] | None = None,
 ) -> Lanes:
     """Choose a backend and check the environment. Raises a ProximoError that says what to do."""
-    if isinstance(env, MANY) and max_episode_steps is not None:
-        raise ConfigError("max_episode_steps is for environments that are made here: limit your lanes' episodes there")
+    options = options or {}
+    if isinstance(env, MANY) and (max_episode_steps is not None or options):
+        what = "env_options" if options else "max_episode_steps"
+        raise ConfigError(f"{what} is for environments that are made here: settle it where you make your lanes")
     if isinstance(env, TensorEnv):
         must_be_plain(env)
         spaces = env.single_observation_space, env.single_action_space
@@ -73,23 +77,29 @@ def lanes_for(
         require_envpool(env)
     if backend == "tensor":
         return tensor_lanes(env, lanes, max_episode_steps, device)
-    make_one = single(env, max_episode_steps)
+    make_one = single(env, max_episode_steps, **options)
     one = make_one()
+    serves = lambda: isinstance(env, str) and envpool_serves(env, one, max_episode_steps, options)  # noqa: E731
     try:
         spaces = one.observation_space, one.action_space
-        chosen, reason = (backend, "as asked") if backend != "auto" else choose(env, one, lanes, max_episode_steps)
-        if chosen == "envpool" and not envpool_serves(str(env), one, max_episode_steps):
+        chosen, reason = (
+            (backend, "as asked") if backend != "auto" else choose(env, one, lanes, lambda: not options and serves())
+        )
+        must_step_together(env, chosen)
+        if chosen == "envpool" and not serves():
             raise ConfigError(f"EnvPool's {env} has other spaces than Gymnasium's: use the sync or async backend")
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
     if chosen == "envpool":
-        make: MakeEnvs = lambda seed: EnvPoolLanes(str(env), lanes, seed, max_episode_steps)  # noqa: E731
+        make: MakeEnvs = lambda seed: envpool_lanes(str(env), lanes, seed, max_episode_steps, options)  # noqa: E731
     elif chosen == "async":
         make = lambda seed: WorkerLanes([worker(make_one, seed + i) for i in range(lanes)])  # noqa: E731
+    elif isinstance(env, str) and env.startswith(ALE):
+        make = lambda seed: ale_lanes(env, lanes, options, max_episode_steps)  # noqa: E731
     elif isinstance(env, str) and has_own_vector(env):
         extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-        make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **extra)  # noqa: E731
+        make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **options, **extra)  # noqa: E731
     else:
         make = lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)  # noqa: E731
     return Lanes(quietly(make), *spaces, chosen, reason, limit)
@@ -122,19 +132,25 @@ def must_be_plain(env: TensorEnv) -> None:
         )
 
 
-def name_of(env: EnvLike) -> str:
-    return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
+def must_step_together(env: EnvLike, backend: str) -> None:
+    """ConfigError for a backend that would step one lane after the other where only all together can be stepped."""
+    if isinstance(env, str) and envpool_alone(env) and backend != "envpool":
+        raise ConfigError(f"{env} is EnvPool's alone: use the envpool backend, or leave it to auto")
+    if isinstance(env, str) and env.startswith(ALE) and backend == "async":
+        raise ConfigError(f"{env} has threads of its own, which step all lanes: use the sync backend")
 
 
-def choose(env: EnvLike, one: gym.Env, lanes: int, max_episode_steps: int | None) -> tuple[str, str]:
+def choose(env: EnvLike, one: gym.Env, lanes: int, envpool_has_it: Callable[[], bool]) -> tuple[str, str]:
     """The backend that is faster here, and why.
 
     EnvPool by rule alone, since its episodes differ from Gymnasium's; sync or async by the measured cost of a step,
     which cannot change a result, since both give the same numbers.
     """
+    if isinstance(env, str) and envpool_alone(env):
+        return "envpool", "EnvPool alone has it"
     if isinstance(env, str) and has_own_vector(env):
-        return "sync", "Gymnasium steps all lanes of it in one call"
-    if isinstance(env, str) and lanes >= FEW_LANES and envpool_serves(env, one, max_episode_steps):
+        return "sync", "it has a vector environment of its own, which steps all lanes in one call"
+    if lanes >= FEW_LANES and envpool_has_it():
         return "envpool", f"its threads step {lanes} lanes faster than Python does"
     seconds = step_seconds(one)
     if lanes > 1 and seconds > SLOW_STEP:
@@ -154,60 +170,6 @@ def step_seconds(one: gym.Env, budget: float = 0.1) -> float:
         if terminated or truncated:
             observation, _ = one.reset()
     return float(np.median(seen))
-
-
-def single(env: str | MakeEnv, max_episode_steps: int | None = None, **kwargs: Any) -> MakeEnv:
-    """A function that makes one checked environment from an id or a maker."""
-
-    def make_one() -> gym.Env:
-        if "masks" not in known:
-            probe = limited()
-            known["masks"] = says_masks(probe)
-            probe.close()
-        return limited() if known["masks"] is None else ShowsMask(limited(), known["masks"])
-
-    known = dict[str, Any]()  # of the environment, once one was made
-
-    def limited() -> gym.Env:
-        if isinstance(env, str):
-            return Checked(make_registered(env, max_episode_steps=max_episode_steps, **kwargs))
-        elif not callable(env):
-            raise ConfigError(f"{env!r} makes no environment: pass an id, the class, or a function that makes one")
-        else:
-            try:
-                made = env(**kwargs)
-            except Exception as error:
-                raise EnvFailure(f"making the environment raised {type(error).__name__}: {error}") from error
-            if not isinstance(made, gym.Env):
-                advice = ": pass it instead of its maker" if isinstance(made, MANY) else ""
-                raise ConfigError(f"the maker returned a {type(made).__name__}, not a gymnasium.Env{advice}")
-        checked = Checked(made)
-        return checked if max_episode_steps is None else gym.wrappers.TimeLimit(checked, max_episode_steps)
-
-    return make_one
-
-
-def make_registered(name: str, **kwargs: Any) -> gym.Env:
-    """gymnasium.make without its own checker (ours stands in), with errors that say what to install or correct."""
-    try:
-        return gym.make(name, disable_env_checker=True, **kwargs)
-    except gym.error.DependencyNotInstalled as error:
-        extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
-        advice = f'pip install "proximo[{extra}]"' if extra else str(error)
-        raise MissingExtra(f"{name} needs a package that is not installed: {advice}") from None
-    except ModuleNotFoundError as error:
-        module = error.name or name.partition(":")[0]
-        raise MissingExtra(f"{name} needs the module {module!r}, which is not installed") from None
-    except gym.error.UnregisteredEnv as error:
-        if name.partition(":")[2]:
-            raise ConfigError(f"{name}: {error}") from None
-        if name in envpool_ids():
-            raise ConfigError(f"{name} is in EnvPool alone: Gymnasium must have it too, to evaluate") from None
-        raise unknown("environment", name, gym.registry, "`proximo list` shows them") from None
-    except gym.error.Error as error:
-        raise ConfigError(f"{name}: {error}") from None
-    except Exception as error:
-        raise EnvFailure(f"making {name} raised {type(error).__name__}: {error}") from error
 
 
 def worker(make_one: MakeEnv, seed: int) -> MakeEnv:
@@ -240,11 +202,6 @@ def quietly(make: MakeEnvs) -> MakeEnvs:
             return make(seed)
 
     return made
-
-
-def has_own_vector(name: str) -> bool:
-    spec = gym.registry.get(name)
-    return spec is not None and spec.vector_entry_point is not None and not spec.additional_wrappers
 
 
 class Borrowed(gym.vector.VectorWrapper):

@@ -14,8 +14,10 @@ from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 
 from proximo.errors import ConfigError, MissingExtra, unknown
+from proximo.sources.atari import learning
 
 
 def require_envpool(env: Any) -> None:
@@ -69,24 +71,44 @@ def empty_families() -> dict[str, ModuleType]:
     return empty
 
 
-def envpool_serves(name: str, one: gym.Env, max_episode_steps: int | None) -> bool:
-    """Whether EnvPool has this id with the spaces that Gymnasium's has."""
+def envpool_serves(name: str, one: gym.Env, limit: int | None, options: dict[str, Any]) -> bool:
+    """Whether EnvPool has this id with the spaces that this environment has."""
     if name not in envpool_ids():
         return False
-    lanes = EnvPoolLanes(name, 1, 0, max_episode_steps)
+    lanes = envpool_lanes(name, 1, 0, limit, options)
     seen, act = lanes.single_observation_space, lanes.single_action_space
     lanes.close()
-    same_action = (
-        act == one.action_space if isinstance(act, gym.spaces.Discrete) else act.shape == one.action_space.shape
-    )
-    return type(seen) is type(one.observation_space) and seen.shape == one.observation_space.shape and same_action
+    return alike(seen, one.observation_space) and alike(act, one.action_space)
+
+
+def alike(a: gym.Space, b: gym.Space) -> bool:
+    """Whether what is of one space serves as being of the other; bounds aside, which EnvPool often leaves out."""
+    if isinstance(a, gym.spaces.Dict) and isinstance(b, gym.spaces.Dict):
+        return a.spaces.keys() == b.spaces.keys() and all(alike(part, b[key]) for key, part in a.spaces.items())
+    if isinstance(a, gym.spaces.Tuple) and isinstance(b, gym.spaces.Tuple):
+        return len(a) == len(b) and all(map(alike, a.spaces, b.spaces))
+    if isinstance(a, gym.spaces.Box) and isinstance(b, gym.spaces.Box):
+        return a.shape == b.shape and (a.dtype == np.uint8) == (b.dtype == np.uint8)
+    return a == b
+
+
+def envpool_lanes(
+    name: str, lanes: int, seed: int, limit: int | None = None, options: dict[str, Any] | None = None
+) -> gym.vector.VectorEnv:
+    """EnvPool's lanes; of Atari, as games to learn from where the options ask for that."""
+    atari = envpool().registration.registry.specs[name][0] == "envpool.atari"
+    make = lambda rest: EnvPoolLanes(name, lanes, seed, limit, rest)  # noqa: E731
+    return learning(options or {}, make) if atari else make(options or {})
 
 
 class EnvPoolLanes(gym.vector.VectorEnv):
     """EnvPool under Gymnasium's vector interface. Its autoreset is NEXT_STEP; its seed is given when it is made."""
 
-    def __init__(self, name: str, lanes: int, seed: int, max_episode_steps: int | None = None) -> None:
-        extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
+    def __init__(
+        self, name: str, lanes: int, seed: int, limit: int | None = None, options: dict[str, Any] | None = None
+    ) -> None:
+        extra: dict[str, Any] = (options or {}) | ({} if limit is None else {"max_episode_steps": limit})
+        self.render_mode = extra.get("render_mode")
         size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
         with warnings.catch_warnings():  # of the precision of its bounds
             warnings.simplefilter("ignore")
@@ -106,6 +128,9 @@ class EnvPoolLanes(gym.vector.VectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         return self.pool.step(actions)
+
+    def render(self) -> Any:
+        return self.pool.render()
 
     def close_extras(self, **kwargs: Any) -> None:
         self.pool.close()

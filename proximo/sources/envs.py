@@ -53,6 +53,9 @@ class EnvSource:
             self.reward = np.zeros((horizon, lanes))
             self.mask = np.ones((horizon + 1, lanes), bool)
             self.terminated, self.truncated = np.zeros((2, horizon, lanes), bool)
+            self.score = self.over = None  # of games, where these are not what is learned from
+            if envs.metadata.get("scored"):
+                self.score, self.over = np.zeros((horizon, lanes)), np.zeros((horizon, lanes), bool)
         if any(isinstance(info, dict) and MASK in info for info in told) and self.seen.allowed is None:
             raise ConfigError(
                 f'these lanes say info["{MASK}"]: pass a maker of single ones, or put it into what is seen'
@@ -123,6 +126,9 @@ class EnvSource:
         self._write("terminated", self.terminated, t, terminated)
         self._write("truncated", self.truncated, t, truncated)
         self.seen.write(t + 1, observation)
+        if self.score is not None and self.over is not None:
+            self._write("score", self.score, t, info.get("score"))
+            self._write("over", self.over, t, info.get("over"))
         ended = self.terminated[t] | self.truncated[t]
         if ended.any():
             if self.mode == AutoresetMode.NEXT_STEP:
@@ -143,7 +149,10 @@ class EnvSource:
         after = ended | ~mask  # the next row, where it is live, begins an episode
         start = np.concatenate([self.fresh[None], after[:-1]]) & mask
         self.fresh = after[-1]
-        self.episodes.add(reward, mask, ended)
+        if self.score is None or self.over is None:
+            self.episodes.add(reward, mask, ended)
+        else:
+            self.episodes.add(as_float32(self.score * mask), mask, self.over & mask)
         columns = dict(mask=mask, start=start, reward=reward, terminated=terminated, truncated=truncated)
         flat = {name: torch.from_numpy(column) for name, column in columns.items()}
         return Batch(observation=self.seen.column(), action=action, **flat).to(self.device)

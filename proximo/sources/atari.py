@@ -1,0 +1,69 @@
+"""Atari as in the papers: learning from signs of rewards and life by life, scored by whole games.
+
+No-op starts, the fire button, skipped frames and the 84×84 gray picture are made by the environments themselves, in
+C++: `ale_py` for ids like ALE/Pong-v5, EnvPool for ids like Pong-v5 (Mnih et al. 2015, "Methods"; Machado et al. 2018,
+arXiv:1709.06009).
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+
+from proximo.errors import MissingExtra
+
+ALE = "ALE/"  # what the ids of ale_py begin with
+SIGNS, LIVES = ("reward_clip", "reward_clipping"), "episodic_life"  # EnvPool's name and ale_py's; the same in both
+FRAMES = 4  # that ale_py skips where it is told nothing else
+
+
+def register_games(name: str) -> None:
+    """Let Gymnasium know ale_py's ids; MissingExtra where one is asked for and they are not installed."""
+    if not name.startswith(ALE):
+        return
+    if importlib.util.find_spec("ale_py") is None:
+        raise MissingExtra(f'{name} needs ale_py: pip install "proximo[atari]"')
+    import ale_py
+
+    gym.register_envs(ale_py)
+
+
+def ale_lanes(name: str, lanes: int, options: dict[str, Any], limit: int | None) -> gym.vector.VectorEnv:
+    """ale_py's vector environment: learning lanes, or where no option asks for these, whole games."""
+    made = {"reward_clipping": False, **options}
+    if limit is not None:
+        made["max_num_frames_per_episode"] = limit * made.get("frameskip", FRAMES)
+    return learning(made, lambda rest: gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **rest))
+
+
+def learning(options: dict[str, Any], make: Any) -> gym.vector.VectorEnv:
+    """Lanes that `make` makes of options, as `Games` where these ask for signs or lives."""
+    signs = any(options.get(name, False) for name in SIGNS)
+    made = make(options | {name: False for name in SIGNS if name in options})
+    return Games(made, signs) if signs or options.get(LIVES, False) else made
+
+
+def whole_games(options: dict[str, Any]) -> dict[str, Any]:
+    """The options without those that are for learning alone."""
+    return {name: value for name, value in options.items() if name not in (*SIGNS, LIVES)}
+
+
+class Games(gym.vector.VectorWrapper):
+    """Learns from signs of rewards, and tells what whole games scored.
+
+    info["score"] [N] is the game's own reward, and info["over"] [N] where a game ended, not only a life.
+    """
+
+    def __init__(self, env: gym.vector.VectorEnv, signs: bool) -> None:
+        super().__init__(env)
+        self.signs = signs
+        self.metadata = env.metadata | {"scored": True}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        observation, reward, terminated, truncated, info = self.env.step(actions)
+        over = terminated & (np.asarray(info["lives"]) == 0) | truncated
+        learned = np.sign(reward) if self.signs else reward
+        return observation, learned, terminated, truncated, {**info, "score": reward, "over": over}

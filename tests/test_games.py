@@ -1,0 +1,236 @@
+"""Atari and the other worlds of EnvPool: what is learned from, what is scored, what is made of options."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.vector import AutoresetMode
+
+import proximo
+from proximo.errors import ConfigError, EnvFailure, MissingExtra
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network
+from proximo.presets import PRESETS, preset_for
+from proximo.run.checkpoint import all_of
+from proximo.run.play import record_video
+from proximo.sources.atari import Games, whole_games
+from proximo.sources.backends import lanes_for
+from proximo.sources.envpool import alike, envpool_ids
+from proximo.sources.envs import EnvSource
+from proximo.sources.making import single
+from proximo.sources.options import options_from, said
+from tests.test_suite import QUIET, SMALL
+
+LEARNING = dict(stack_num=1, episodic_life=True)
+OPTIONS = {"ALE/Breakout-v5": LEARNING | dict(reward_clipping=True), "Breakout-v5": LEARNING | dict(reward_clip=True)}
+
+
+class Lives(gym.vector.VectorEnv):
+    """One lane of games of three lives: each life lasts two steps, worth 7 and −2; the row after an end is dead."""
+
+    num_envs, metadata = 1, {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    single_observation_space, single_action_space = gym.spaces.Box(0, 1, (1,), np.float32), gym.spaces.Discrete(2)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        self.t, self.lives, self.ended = 0, 3, False
+        return np.zeros((1, 1), np.float32), {"lives": np.array([3])}
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        reward = 0.0
+        if self.ended:
+            self.lives, self.ended = self.lives or 3, False
+        else:
+            self.t += 1
+            reward, self.ended = (7.0, False) if self.t % 2 else (-2.0, True)
+            self.lives -= self.ended
+        ends = np.array([self.ended])
+        rows = np.zeros((1, 1), np.float32), np.array([reward]), ends, np.zeros(1, bool)
+        return *rows, {"lives": np.array([self.lives])}
+
+
+def test_lives_are_learned_from_and_games_are_scored() -> None:
+    source = EnvSource(lambda seed: Games(Lives(), signs=True), 27)
+    source.restart(0)
+    batch = source.collect(ActorCritic(Lives.single_observation_space, gym.spaces.Discrete(2), Network(hidden=(4,))))
+    source.close()
+    live = batch.mask[:, 0]
+    assert batch.reward[live, 0].tolist() == [1, -1] * 9
+    assert batch.terminated[live, 0].tolist() == [False, True] * 9
+    metrics = source.episodes.metrics()
+    assert metrics == {"episodes": 3, "return_mean": 15.0, "length_mean": 6.0}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_lanes_learn_from_signs_and_lives_and_single_games_are_whole(name: str) -> None:
+    """Eight lanes at random lose lives and games; a single game ends with the last of them, and pays what it pays."""
+    lanes = lanes_for(name, 8, options=OPTIONS[name])
+    assert lanes.observation_space.shape == (1, 84, 84)
+    envs = lanes.make(3)
+    envs.reset(seed=3)
+    rng, rewards, lost, over = np.random.default_rng(0), set[float](), 0, 0
+    while not over:
+        _, reward, terminated, truncated, info = envs.step(rng.integers(4, size=8))
+        rewards |= set(reward.tolist())
+        lost, over = lost + int(terminated.sum()), over + int(info["over"].sum())
+        assert not (info["over"] & ~(terminated | truncated)).any()
+        np.testing.assert_array_equal(np.sign(info["score"]), reward)
+    envs.close()
+    assert rewards <= {0.0, 1.0}
+    assert 1.0 in rewards
+    assert lost >= 5 * over
+
+    one = single(name, **OPTIONS[name])()
+    one.reset(seed=4)
+    lasted, done = 0, False
+    while not done:
+        _, _, terminated, truncated, _ = one.step(lasted % 4)
+        lasted, done = lasted + 1, terminated or truncated
+    one.close()
+    assert lasted > 60  # five lives, of some 25 steps each
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_same_seed_is_the_same_game(name: str) -> None:
+    one = single(name, **OPTIONS[name])()
+    first, second = (one.reset(seed=5)[0].copy() for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+    paths = []
+    for _ in range(2):
+        one.reset(seed=6)
+        paths.append(np.stack([one.step(2)[0] for _ in range(20)]))
+    one.close()
+    np.testing.assert_array_equal(*paths)
+
+
+SMALLEST = dict(envs=2, horizon=16, sequence=8, minibatches=2, epochs=1, steps=96, checkpoint_every=32)
+SHORT = SMALLEST | dict(eval_every=0, eval_episodes=1, max_episode_steps=20, quiet=True)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ALE/Pong-v5",
+        "Pong-v5",
+        "StarpilotEasy-v0",
+        "MiniGrid-MemoryS9-v0",
+        "Racetrack-v0",
+        "LaneKeeping-v0",
+        "Basic-v1",
+    ],
+)
+def test_every_world_trains_with_its_preset_and_resumes_exactly(name: str, tmp_path: Path) -> None:
+    if name == "StarpilotEasy-v0":
+        pytest.importorskip("envpool.procgen", reason="EnvPool's Procgen needs libQt5Gui", exc_type=ImportError)
+    whole, broken = (proximo.train(name, out=tmp_path / way, **SHORT) for way in ("whole", "broken"))
+    assert whole.config.preset not in ("discrete", "continuous")
+    for late in all_of(broken.folder)[1:]:
+        shutil.rmtree(late)
+    proximo.resume(broken.folder, quiet=True)
+    assert len(all_of(whole.folder)) > 2
+    for one, other in zip(all_of(whole.folder), all_of(broken.folder), strict=True):
+        for file in ("model.safetensors", "state.safetensors"):
+            assert (one / file).read_bytes() == (other / file).read_bytes()
+    score = proximo.evaluate(whole.folder, episodes=1)
+    assert score.lengths[0] <= 20
+
+
+def test_a_game_can_be_watched(tmp_path: Path) -> None:
+    run = proximo.train("Racetrack-v0", out=tmp_path / "run", **SHORT)
+    record_video(run.agent, "Racetrack-v0", run.config.run, tmp_path / "drive.mp4", 1)
+    assert (tmp_path / "drive.mp4").stat().st_size > 1000
+
+
+def test_options_reach_the_environment(tmp_path: Path) -> None:
+    run = proximo.train("Pendulum-v1", steps=128, env_options={"g": 3.5}, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert run.config.run.env_options == ("g=3.5",)
+    assert run.make_one is not None
+    assert run.make_one().unwrapped.g == 3.5  # type: ignore[attr-defined]
+
+
+def test_a_makers_options_are_its_arguments(tmp_path: Path) -> None:
+    from tests.toys import Cue
+
+    run = proximo.train(Cue, steps=128, env_options=["wait=2"], out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert run.make_one is not None
+    assert run.make_one().unwrapped.wait == 2  # type: ignore[attr-defined]
+
+
+def test_options_are_read() -> None:
+    read = options_from(["a=1", "b=0.5", "c=true", "d=word", "e=[1, 2]", "f=a=b", 'g="1"'])
+    assert read == {"a": 1, "b": 0.5, "c": True, "d": "word", "e": [1, 2], "f": "a=b", "g": "1"}
+    assert options_from(said(read)) == read
+    assert said("a=1") == ("a=1",)
+
+
+@pytest.mark.parametrize(
+    ("env", "settings", "error", "words"),
+    [
+        ("CartPole-v1", dict(env_options=["sutton"]), ConfigError, "'sutton' must read name=value"),
+        ("CartPole-v1", dict(env_options=["2x=1"]), ConfigError, "'2x=1' must read name=value"),
+        ("Pendulum-v1", dict(env_options=["g=1", "g=2"]), ConfigError, "g is given twice"),
+        ("Pendulum-v1", dict(env_options={"g": object()}), ConfigError, "must be JSON, or pass a maker"),
+        ("Pendulum-v1", dict(env_options=["mass=1"]), EnvFailure, "unexpected keyword argument 'mass'"),
+        ("Racetrack-v0", dict(env_options=["mass=1"]), ConfigError, "EnvPool cannot make Racetrack-v0"),
+        ("Racetrack-v0", dict(backend="sync"), ConfigError, "EnvPool's alone: use the envpool backend"),
+        ("ALE/Pong-v5", dict(backend="async"), ConfigError, "threads of its own"),
+        ("ALE/Pung-v5", {}, ConfigError, "Pung"),
+        (gym.vector.SyncVectorEnv([lambda: gym.make("CartPole-v1")]), dict(env_options=["a=1"]), ConfigError, "lanes"),
+    ],
+)
+def test_what_cannot_be_made_is_told(
+    env: Any, settings: Any, error: type[Exception], words: str, tmp_path: Path
+) -> None:
+    with pytest.raises(error, match=words):
+        proximo.train(env, steps=128, out=tmp_path / "run", preset="discrete", **settings, **QUIET, **SMALL["ppo"])
+    assert not (tmp_path / "run").exists()
+
+
+def test_ale_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(MissingExtra, match=r'pip install "proximo\[atari\]"'):
+        single("ALE/Pong-v5")()
+
+
+def test_learning_is_all_that_whole_games_lack() -> None:
+    assert whole_games({**OPTIONS["Breakout-v5"], **OPTIONS["ALE/Breakout-v5"], "frame_skip": 2}) == {
+        "stack_num": 1,
+        "frame_skip": 2,
+    }
+
+
+def test_spaces_are_compared_leaf_by_leaf() -> None:
+    box, bytes_ = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(0, 255, (3,), np.uint8)
+    assert alike(box, gym.spaces.Box(-5, 5, (3,), np.float64))
+    assert not alike(box, bytes_)
+    assert alike(gym.spaces.Dict(a=box), gym.spaces.Dict(a=box))
+    assert not alike(gym.spaces.Dict(a=box), gym.spaces.Dict(b=box))
+    assert not alike(gym.spaces.Dict(a=box), gym.spaces.Dict(a=bytes_))
+    assert not alike(gym.spaces.Tuple([box]), gym.spaces.Tuple([box, box]))
+    assert not alike(gym.spaces.Discrete(3), gym.spaces.Discrete(3, start=1))
+
+
+def test_presets_name_environments_that_are() -> None:
+    """Each beginning of an id in the screens' presets fits one of EnvPool's, and every Atari and Procgen game one."""
+    ids = envpool_ids()
+    for name in ("atari-envpool", "procgen", "vizdoom", "minigrid", "racetrack", "lanekeeping", "highway"):
+        for start in PRESETS[name].fits:
+            assert any(each.startswith(start) for each in ids), start
+    action = gym.spaces.Discrete(6)
+    for name, preset in (("Pong-v5", "atari-envpool"), ("ALE/Pong-v5", "atari"), ("CoinrunHard-v0", "procgen")):
+        assert preset_for(name, action, "ppo").name == preset
+        assert preset_for(name, action, "dual_clip").name == preset
+
+
+def test_pictures_as_numbers() -> None:
+    space = gym.spaces.Box(0, 255, (7, 7, 3), np.uint8)
+    policy = ActorCritic(space, gym.spaces.Discrete(2), Network(images="numbers", normalize_observation=True))
+    assert policy.trunk.features == 147
+    rows = torch.randint(0, 10, (5, 7, 7, 3), dtype=torch.uint8)
+    seen, _ = policy.trunk(rows, (), None, torch.float32)
+    torch.testing.assert_close(seen, rows.flatten(1).float())
