@@ -231,9 +231,14 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "numbers"),
-    [(RMSProp, torch.optim.RMSprop, dict(alpha=0.9, eps=1e-5)), (Adam, torch.optim.Adam, dict(eps=1e-5))],
+    [
+        (RMSProp, torch.optim.RMSprop, dict(alpha=0.9, eps=1e-5)),
+        (Adam, torch.optim.Adam, dict(eps=1e-5)),
+        (Adam, torch.optim.Adam, dict(eps=1e-5, betas=(0.99, 0.99))),
+        (Adam, torch.optim.Adam, dict(eps=1e-5, betas=(0.0, 0.5))),
+    ],
 )
-def test_optimizers_agree_with_torch(ours: Any, theirs: Any, numbers: dict[str, float]) -> None:
+def test_optimizers_agree_with_torch(ours: Any, theirs: Any, numbers: dict[str, Any]) -> None:
     mine, other = Pair(), Pair()
     start = mine.a.detach().clone()
     optimizer: Optimizer = ours(mine, lr=1e-2, **numbers)

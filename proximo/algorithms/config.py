@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from proximo.checks import check
 from proximo.coefficients import linear
+from proximo.errors import ConfigError
 
 BOUNDS = dict(
     at_least_one=("horizon", "epochs", "minibatches"),
@@ -55,6 +56,20 @@ class Descent(OnPolicy):
 
 
 @dataclass(frozen=True)
+class Moments(OnPolicy):
+    """What Adam keeps of past gradients."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's β₁ and β₂, the decay of its moments; equal ones, 0.99 0.99, are milder where the task changes."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
+        if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
+            raise ConfigError(f"betas is {self.betas}: it must be two numbers of at least 0 and less than 1")
+
+
+@dataclass(frozen=True)
 class Epochs(OnPolicy):
     """How often a batch is learned from."""
 
@@ -75,5 +90,5 @@ class Losses(OnPolicy):
 
 
 @dataclass(frozen=True)
-class Proximal(Losses, Epochs, Descent, GAE):
+class Proximal(Losses, Epochs, Moments, Descent, GAE):
     """All of it: what PPO and its variants have in common."""
