@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from proximo.advantages import monte_carlo
 from proximo.algorithms.adaptive_clip import AdaptiveClipConfig
 from proximo.algorithms.adaptive_lr import AdaptiveLR, AdaptiveLRConfig
-from proximo.algorithms.config import BOUNDS, Proximal
+from proximo.algorithms.config import Proximal
 from proximo.algorithms.dual_clip import DualClipConfig
+from proximo.algorithms.on_policy import BOUNDS
 from proximo.algorithms.penalty import Penalty, PenaltyConfig
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch

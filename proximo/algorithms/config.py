@@ -4,31 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proximo.checks import check
+from proximo.algorithms.on_policy import OnPolicy
 from proximo.coefficients import linear
-from proximo.errors import ConfigError
-
-BOUNDS = dict(
-    at_least_one=("horizon", "epochs", "minibatches"),
-    positive=("lr", "max_grad_norm"),
-    unit=("gamma", "lam"),
-    not_negative=("value_coef", "entropy_coef"),
-)
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """How experience is collected and what it is worth."""
-
-    horizon: int = 128
-    """Steps each lane takes between two updates (PPO's T)."""
-    gamma: float = 0.99
-    """Discount."""
-    normalize_reward: bool = False
-    """Divide rewards by the running deviation of the discounted return."""
-
-    def __post_init__(self) -> None:
-        check(self, **{bound: tuple(x for x in names if hasattr(self, x)) for bound, names in BOUNDS.items()})
 
 
 @dataclass(frozen=True)
@@ -61,12 +38,6 @@ class Moments(OnPolicy):
 
     betas: tuple[float, float] = (0.9, 0.999)
     """Adam's β₁ and β₂, the decay of its moments; equal ones, 0.99 0.99, are milder where the task changes."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        pair = isinstance(self.betas, tuple) and len(self.betas) == 2
-        if not pair or not all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas):
-            raise ConfigError(f"betas is {self.betas}: it must be two numbers of at least 0 and less than 1")
 
 
 @dataclass(frozen=True)
