@@ -200,9 +200,8 @@ def test_dead_rows_do_not_count() -> None:
 
 def test_numbers_that_are_not_finite_are_not_told() -> None:
     policy, batch, *_ = policy_of("plain")
-    with torch.no_grad():
-        policy.critic[0].weight[0, 0] = torch.inf
-    assert in_use(policy, batch.replace(observation=torch.zeros_like(batch.observation))) == {}
+    next(policy.critic.parameters()).detach()[0, 0] = torch.inf
+    assert in_use(policy, batch.replace(observation=torch.ones_like(batch.observation))) == {}
 
 
 @pytest.mark.parametrize(("steps", "lanes"), [(8, 4), (300, 8), (2000, 1)])

@@ -62,7 +62,7 @@ class RunConfig:
     """Steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 20
     """Episodes of an evaluation."""
-    features_every: int = 20_000
+    features_every: int = 40_000
     """Steps between looks at the network: feature_rank and dead_units of an update; 0 looks only at the end."""
     max_episode_steps: int | None = None
     """Truncate episodes after this many steps (for environments that never end)."""
