@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: mujoco.py there must not hide the package
+
+from plasticity_table import looks, table
+
 import proximo
+from benchmarks import plasticity as benchmark
 from proximo import compiler
 from proximo.algorithms import ALGORITHMS
 from proximo.batch import Batch
@@ -200,7 +206,7 @@ def test_dead_rows_do_not_count() -> None:
 
 def test_numbers_that_are_not_finite_are_not_told() -> None:
     policy, batch, *_ = policy_of("plain")
-    next(policy.critic.parameters()).detach()[0, 0] = torch.inf
+    next(policy.critic.parameters()).detach()[0, 0] = torch.nan
     assert in_use(policy, batch.replace(observation=torch.ones_like(batch.observation))) == {}
 
 
@@ -349,3 +355,41 @@ def test_betas_survive_the_configuration_file() -> None:
     asked = resolved("CartPole-v1", "ppo", "discrete", dict(betas=[0, np.float32(0.5)], hidden=[np.int64(8)]))
     assert asked.algorithm.betas == (0.0, 0.5)
     assert from_json(json.loads(json.dumps(asked.to_json()))) == asked
+
+
+# --- the benchmark
+
+
+def test_the_benchmarks_rewards_change_when_they_should_and_nothing_else_does() -> None:
+    environment = benchmark.Relabelled(phases=3, every=4 * benchmark.LANES, seed=0)
+    seen, noise = environment.reset(0), environment.noise(12)
+    for step in range(12):
+        which = (seen.unsqueeze(1) == environment.patterns).all(-1).nonzero()[:, 1]
+        action = torch.randint(benchmark.ACTIONS, (benchmark.LANES,))
+        shown, reward, terminated, truncated, final = environment.step(action, noise[step])
+        assert torch.equal(reward, (action == environment.right[step // 4][which]).float())
+        assert torch.equal(final, seen)
+        assert terminated.all()
+        assert not truncated.any()
+        seen = shown.clone()
+    assert (environment.right[0] != environment.right[1]).float().mean() > 0.5
+
+
+def test_a_benchmark_goes_on_where_it_was_and_writes_its_table(tmp_path: Path) -> None:
+    plan = benchmark.Plan("relu", "both", 0, 11, 4096, "off")
+    curve = [[512 * i, 0.5, 64 - i, i / 192] for i in range(1, 97)]
+    row = {**{name: getattr(plan, name) for name in benchmark.PLACE}, "settings": json.loads(json.dumps(plan.settings))}
+    row |= dict(phases=[0.9, 0.8, *[0.5] * 10], curve=curve, every=4096, steps=49_152, command="the command")
+    row |= dict(machine="a machine", versions={"torch": "2"})
+    assert benchmark.done([row], plan)
+    assert not benchmark.done([row], plan._replace(every=8192))
+    assert not benchmark.done([row], plan._replace(seed=1))
+    first, last = looks(row)
+    assert first.tolist() == [56, 8 / 192]
+    assert last.tolist() == pytest.approx([64 - 56.5, 56.5 / 192])
+    [line] = [line for line in table([row]).splitlines() if line.startswith("| ReLU")]
+    assert "| 0.90 | **0.50** | 0.50 | 56.0 → 7.5 | 4.2% → 29.4% |" in line
+    path = tmp_path / "plasticity.json"
+    path.write_text(json.dumps([row]))
+    benchmark.write_table(path)
+    assert path.with_suffix(".png").stat().st_size > 1000
