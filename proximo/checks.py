@@ -14,8 +14,9 @@ def check(
     positive: tuple[str, ...] = (),
     not_negative: tuple[str, ...] = (),
     unit: tuple[str, ...] = (),
+    decays: tuple[str, ...] = (),
 ) -> None:
-    """Raise ConfigError for the first field that is not a finite number within its bounds."""
+    """Raise ConfigError for the first field that is not a finite number within its bounds; decays are pairs."""
     rules = (
         (at_least_one, lambda x: x >= 1 and x == int(x), "a whole number of at least 1"),
         (positive, lambda x: x > 0, "greater than 0"),
@@ -30,3 +31,8 @@ def check(
                 raise ConfigError(f"{name} is {value!r}: it must be a finite number, {wanted}")
             if not holds(value):
                 raise ConfigError(f"{name} is {value}: it must be {wanted}")
+    for name in decays:
+        pair = getattr(config, name)
+        pairs = isinstance(pair, tuple) and len(pair) == 2
+        if not pairs or not all(isinstance(x, int | float) and 0 <= x < 1 for x in pair):
+            raise ConfigError(f"{name} is {pair!r}: it must be two numbers of at least 0 and less than 1")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +94,15 @@ class Policy(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+
+@runtime_checkable
+class Layered(Protocol):
+    """A policy whose layers can be looked at; one that is none learns as well, and no figures tell of its units."""
+
+    def layers(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        """What the units of each hidden layer of the actor, and of the critic, make of the batch: [..., units] each.
+
+        Without gradients. Of whole lanes in the order of time, from `batch.memory`, where the policy remembers.
+        """
+        ...

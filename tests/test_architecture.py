@@ -24,7 +24,7 @@ ORDER = [
     ("errors", "kernels", "replay"),
     ("batch", "observations", "checks", "compiler"),
     ("policy", "reduce", "coefficients", "state"),
-    ("advantages", "drift", "objectives"),
+    ("advantages", "drift", "objectives", "plasticity"),
     ("models", "updaters", "sources"),
     ("algorithms", "presets"),
     ("run",),

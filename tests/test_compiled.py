@@ -68,7 +68,7 @@ def updated(
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """The parameters and the report after three updates."""
     policy = policy_for(space)
-    optimizer, batch = Adam(policy, lr=3e-3, eps=1e-5), batch_for(policy)
+    optimizer, batch = Adam(policy, lr=3e-3, eps=1e-5, betas=(0.99, 0.98)), batch_for(policy)
     report: dict[str, Tensor] = {}
     with compiling(compile):
         for _ in range(3):

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from proximo.advantages import monte_carlo
 from proximo.algorithms.adaptive_clip import AdaptiveClipConfig
 from proximo.algorithms.adaptive_lr import AdaptiveLR, AdaptiveLRConfig
-from proximo.algorithms.config import BOUNDS, Proximal
+from proximo.algorithms.config import Proximal
 from proximo.algorithms.dual_clip import DualClipConfig
+from proximo.algorithms.on_policy import BOUNDS
 from proximo.algorithms.penalty import Penalty, PenaltyConfig
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
@@ -231,9 +232,14 @@ class Pair(nn.Module):
 
 @pytest.mark.parametrize(
     ("ours", "theirs", "numbers"),
-    [(RMSProp, torch.optim.RMSprop, dict(alpha=0.9, eps=1e-5)), (Adam, torch.optim.Adam, dict(eps=1e-5))],
+    [
+        (RMSProp, torch.optim.RMSprop, dict(alpha=0.9, eps=1e-5)),
+        (Adam, torch.optim.Adam, dict(eps=1e-5)),
+        (Adam, torch.optim.Adam, dict(eps=1e-5, betas=(0.99, 0.99))),
+        (Adam, torch.optim.Adam, dict(eps=1e-5, betas=(0.0, 0.5))),
+    ],
 )
-def test_optimizers_agree_with_torch(ours: Any, theirs: Any, numbers: dict[str, float]) -> None:
+def test_optimizers_agree_with_torch(ours: Any, theirs: Any, numbers: dict[str, Any]) -> None:
     mine, other = Pair(), Pair()
     start = mine.a.detach().clone()
     optimizer: Optimizer = ours(mine, lr=1e-2, **numbers)

@@ -50,7 +50,7 @@ class AdaptiveClip:
 
     def __init__(self, policy: Policy, config: AdaptiveClipConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.epsilon = Coefficient("epsilon", config.clip)
         self.objective = clip(self.epsilon) + config.value_coef * value_error() - config.entropy_coef * entropy()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from proximo.advantages import explained_variance, gae, standardize
-from proximo.algorithms.config import GAE, Epochs, Losses
+from proximo.algorithms.config import GAE, Epochs, Losses, Moments
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import steered
@@ -22,7 +22,7 @@ from proximo.updaters.sgd import sgd
 
 
 @dataclass(frozen=True)
-class AdaptiveLRConfig(Losses, Epochs, GAE):
+class AdaptiveLRConfig(Losses, Epochs, Moments, GAE):
     """The learning rate's own numbers, and PPO's."""
 
     clip: float = 0.2
@@ -52,7 +52,7 @@ class AdaptiveLR:
 
     def __init__(self, policy: Policy, config: AdaptiveLRConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, config.lr, eps=1e-5)
+        self.optimizer = Adam(policy, config.lr, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 

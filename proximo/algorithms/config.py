@@ -4,30 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proximo.checks import check
+from proximo.algorithms.on_policy import OnPolicy
 from proximo.coefficients import linear
-
-BOUNDS = dict(
-    at_least_one=("horizon", "epochs", "minibatches"),
-    positive=("lr", "max_grad_norm"),
-    unit=("gamma", "lam"),
-    not_negative=("value_coef", "entropy_coef"),
-)
-
-
-@dataclass(frozen=True)
-class OnPolicy:
-    """How experience is collected and what it is worth."""
-
-    horizon: int = 128
-    """Steps each lane takes between two updates (PPO's T)."""
-    gamma: float = 0.99
-    """Discount."""
-    normalize_reward: bool = False
-    """Divide rewards by the running deviation of the discounted return."""
-
-    def __post_init__(self) -> None:
-        check(self, **{bound: tuple(x for x in names if hasattr(self, x)) for bound, names in BOUNDS.items()})
 
 
 @dataclass(frozen=True)
@@ -55,6 +33,14 @@ class Descent(OnPolicy):
 
 
 @dataclass(frozen=True)
+class Moments(OnPolicy):
+    """What Adam keeps of past gradients."""
+
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Adam's β₁ and β₂, the decay of its moments; equal ones, 0.99 0.99, are milder where the task changes."""
+
+
+@dataclass(frozen=True)
 class Epochs(OnPolicy):
     """How often a batch is learned from."""
 
@@ -75,5 +61,5 @@ class Losses(OnPolicy):
 
 
 @dataclass(frozen=True)
-class Proximal(Losses, Epochs, Descent, GAE):
+class Proximal(Losses, Epochs, Moments, Descent, GAE):
     """All of it: what PPO and its variants have in common."""

@@ -42,7 +42,7 @@ class DualClip:
 
     def __init__(self, policy: Policy, config: DualClipConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         clipped = dual_clip(config.clip, config.dual_clip)
         self.objective = clipped + config.value_coef * value_error() - config.entropy_coef * entropy()

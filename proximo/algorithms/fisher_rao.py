@@ -38,7 +38,7 @@ class FisherRao:
 
     def __init__(self, policy: Policy, config: FisherRaoConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         penalised = surrogate() + (1 / config.tau) * fisher_rao()
         self.objective = penalised + config.value_coef * value_error() - config.entropy_coef * entropy()

@@ -37,7 +37,7 @@ class FixedKL:
 
     def __init__(self, policy: Policy, config: FixedKLConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         penalised = surrogate() + config.beta * kl_old()
         self.objective = penalised + config.value_coef * value_error() - config.entropy_coef * entropy()

@@ -37,7 +37,7 @@ class NPG:
 
     def __init__(self, policy: Policy, config: NPGConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective, self.fit = surrogate() + told(entropy()), value_error()
 

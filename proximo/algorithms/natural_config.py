@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from proximo.algorithms.config import GAE, Descent, Epochs
+from proximo.algorithms.config import GAE, Descent, Epochs, Moments
 from proximo.checks import check
 
 
 @dataclass(frozen=True)
-class Natural(Epochs, Descent, GAE):
-    """How a natural step is found; epochs, minibatches, lr and max_grad_norm are those of the value function."""
+class Natural(Epochs, Moments, Descent, GAE):
+    """How a natural step is found; epochs, minibatches, lr, betas and max_grad_norm are those of the value function."""
 
     delta: float = 0.01
     """δ: the mean KL of a step, nats."""

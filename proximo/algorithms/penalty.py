@@ -43,7 +43,7 @@ class Penalty:
 
     def __init__(self, policy: Policy, config: PenaltyConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.beta = Coefficient("beta", config.beta)
         penalised = surrogate() + self.beta * kl_old()

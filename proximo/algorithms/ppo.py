@@ -45,7 +45,7 @@ class PPO:
 
     def __init__(self, policy: Policy, config: PPOConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         value_loss = config.value_coef * value_error(config.value_clip)
         self.objective = clip(config.clip, config.clip_high) + value_loss - config.entropy_coef * entropy()

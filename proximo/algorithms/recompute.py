@@ -38,7 +38,7 @@ class RecomputePPO:
 
     def __init__(self, policy: Policy, config: RecomputeConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from proximo.advantages import explained_variance, monte_carlo
-from proximo.algorithms.config import Descent, Losses
+from proximo.algorithms.config import Descent, Losses, Moments
 from proximo.batch import Batch
 from proximo.models.normalize import reward_scale
 from proximo.objectives import entropy, score, value_error
@@ -18,7 +18,7 @@ from proximo.updaters.sgd import sgd
 
 
 @dataclass(frozen=True)
-class REINFORCEConfig(Losses, Descent):
+class REINFORCEConfig(Losses, Moments, Descent):
     """REINFORCE's own numbers."""
 
     horizon: int = 256
@@ -40,7 +40,7 @@ class REINFORCE:
 
     def __init__(self, policy: Policy, config: REINFORCEConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective = score() + config.value_coef * value_error() - config.entropy_coef * entropy()
 

@@ -50,7 +50,8 @@ class Reuse:
 
     def __init__(self, policy: Policy, config: ReuseConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer, self.rollouts = Adam(policy, eps=1e-5), Rollouts(config.rollouts, policy.device)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
+        self.rollouts = Rollouts(config.rollouts, policy.device)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective = clip(config.clip) + config.value_coef * value_error() - config.entropy_coef * entropy()
 

@@ -44,7 +44,7 @@ class TRPO:
 
     def __init__(self, policy: Policy, config: TRPOConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer = Adam(policy, eps=1e-5)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective, self.fit = surrogate() + told(entropy()), value_error()
 

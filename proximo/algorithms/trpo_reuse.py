@@ -43,7 +43,8 @@ class TRPOReuse:
 
     def __init__(self, policy: Policy, config: TRPOReuseConfig) -> None:
         self.policy, self.config = policy, config
-        self.optimizer, self.rollouts = Adam(policy, eps=1e-5), Rollouts(config.rollouts, policy.device)
+        self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
+        self.rollouts = Rollouts(config.rollouts, policy.device)
         self.reward_scale = reward_scale(config, policy.device)
         self.objective, self.fit = surrogate() + told(entropy()), value_error()
 

@@ -15,6 +15,7 @@ from proximo.errors import UnsupportedSpace
 from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.frames import Frames
+from proximo.models.images import ImageEncoder
 from proximo.models.memory import CORES
 from proximo.models.network import Network
 from proximo.observations import MASK, choices, storage, zeros
@@ -37,6 +38,16 @@ def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float, layer_
     return nn.Sequential(*layers)
 
 
+def hidden(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
+    """What each hidden layer of a tower puts out, [..., units]."""
+    found: list[Tensor] = []
+    for layer in layers:
+        x = layer(x)
+        if isinstance(layer, tuple(ACTIVATIONS.values())):
+            found.append(x)
+    return found
+
+
 class Trunk(nn.Module):
     """Observations to features, past what is remembered where there is a core."""
 
@@ -49,6 +60,8 @@ class Trunk(nn.Module):
             more = dict(window=network.memory_window) if network.memory == "transformer" else {}
             self.core = CORES[network.memory](self.encoder.features, network.memory_size, **more)
         self.features: int = (self.core or self.encoder).features
+        # whether these are units of a network; of several leaves, some are numbers as they were seen
+        self.units = self.core is not None or isinstance(self.encoder, ImageEncoder)
 
     def initial(self, lanes: int) -> Any:
         return () if self.core is None else self.core.initial(lanes)
@@ -112,14 +125,27 @@ class ActorCritic(nn.Module):
         return self.critic(self._step(observation, memory, start)[1]).squeeze(-1)
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        if self.remembers:
-            pieces, first = self._sequences(batch)
-            *features, _ = self._features(pieces.observation, first, pieces.start)
-            acting, judging = (batch.whole(x) for x in features)
-        else:
-            acting, judging, _ = self._features(batch.observation, self.initial(0), None)
+        acting, judging = self._seen(batch)
         distribution = self._distribution(acting, batch.observation)
         return Evaluation(distribution.logp(batch.action), self.critic(judging).squeeze(-1), distribution)
+
+    @torch.no_grad()
+    def layers(self, batch: Batch) -> tuple[list[Tensor], list[Tensor]]:
+        acting, judging = self._seen(batch)
+        actor, critic = hidden(self.actor, acting), hidden(self.critic, judging)
+        if self.trunk.units:
+            actor.insert(0, acting)
+            if self.critic_trunk is not None:
+                critic.insert(0, judging)
+        return actor, critic
+
+    def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Features of actor and critic for a batch."""
+        if not self.remembers:
+            return self._features(batch.observation, self.initial(0), None)[:2]
+        pieces, first = self._sequences(batch)
+        acting, judging, _ = self._features(pieces.observation, first, pieces.start)
+        return batch.whole(acting), batch.whole(judging)
 
     def _sequences(self, batch: Batch) -> tuple[Batch, Any]:
         """The batch's sequences side by side [L, K·N, ...], and what was remembered before them."""

@@ -63,6 +63,8 @@ class RunConfig:
     """Steps between evaluations; 0 evaluates only at the end."""
     eval_episodes: int = 20
     """Episodes of an evaluation."""
+    features_every: int = 40_000
+    """Steps between looks at the network: feature_rank and dead_units of an update; 0 looks only at the end."""
     max_episode_steps: int | None = None
     """Truncate episodes after this many steps (for environments that never end)."""
     env_options: tuple[str, ...] = ()
@@ -78,7 +80,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "envs", "checkpoint_every", "eval_episodes", "threads"))
-        check(self, not_negative=("seed", "eval_every"))
+        check(self, not_negative=("seed", "eval_every", "features_every"))
         options_from(self.env_options)
         for name, most in (("threads", MOST_THREADS), ("seed", 2**32 - 1)):
             if getattr(self, name) > most:
@@ -209,18 +211,24 @@ def _built(owner: type[Any], settings: Any) -> Any:
     for name, value in settings.items():
         if name not in hints:
             raise unknown("setting", str(name), hints)
-        if isinstance(value, list):
-            value = tuple(value)
-        if isinstance(value, os.PathLike):
-            value = os.fspath(value)
-        if isinstance(value, numbers.Integral) and not isinstance(value, bool):
-            value = int(value)  # NumPy's too
-        if isinstance(value, numbers.Real) and not isinstance(value, bool) and takes_float(hints[name]):
-            value = as_float(value)
+        value = _plain(value, hints[name])
         if not _fits(value, hints[name]):
             raise ConfigError(f"{name} is {value!r}: it must be {_described(hints[name])}")
         values[name] = value
     return owner(**values)
+
+
+def _plain(value: Any, hint: Any) -> Any:
+    """A setting as a dataclass has it: tuples for lists, Python's numbers for NumPy's, floats where they are meant."""
+    if isinstance(value, list | tuple):
+        kind = typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
+        return tuple(_plain(each, kind) for each in value)
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        return value
+    value = int(value) if isinstance(value, numbers.Integral) else value
+    return as_float(value) if takes_float(hint) else value
 
 
 def takes_float(hint: Any) -> bool:
@@ -247,7 +255,10 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin in (typing.Union, types.UnionType):
         return any(_fits(value, arg) for arg in args)
     if origin is tuple:
-        return isinstance(value, tuple) and all(_fits(item, args[0]) for item in value)
+        if not isinstance(value, tuple):
+            return False
+        kinds = args[:1] * len(value) if args[-1] is ... else args
+        return len(value) == len(kinds) and all(map(_fits, value, kinds))
     if hint is type(None):
         return value is None
     return isinstance(value, hint) and (hint is bool or not isinstance(value, bool))

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from proximo.errors import ProximoError
+from proximo.plasticity import in_use
 from proximo.run.evaluate import evaluate
 from proximo.run.log import RunLog
 from proximo.run.panel import Reporter
@@ -53,6 +54,8 @@ def cycle(run: Run, guard: Guard, log: RunLog, reporter: Reporter) -> None:
     run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
     if held is not None:
         log.drift({"step": run.step, "update": run.update, **held})
+    if run.finished or crossed(before, run.step, c.features_every):
+        report = report | in_use(run.policy, batch)
     record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
 
 
