@@ -24,13 +24,15 @@ import proximo
 from proximo import compiler
 from proximo.batch import Batch, leaves_of, tree_map
 from proximo.compiler import compiling
+from proximo.compiler.trace import Trace
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.observations import MASK
 from proximo.run.checkpoint import all_of
 from proximo.sources.acting import final_values
+from proximo.sources.cartpole import CartPole
 from proximo.sources.envs import EnvSource
-from proximo.sources.tensors import TensorEnv, TensorSource, Transition, together
+from proximo.sources.tensors import TensorEnv, TensorSource, Together, Transition, together
 from proximo.sources.vecenv import VecEnvLanes
 from tests.toys import Cues
 
@@ -214,14 +216,49 @@ def test_final_observations_are_valued_with_what_was_remembered(memory: Any) -> 
     torch.testing.assert_close(final_values(policy, batch, final)[cut], wanted[cut], rtol=0, atol=1e-5)
 
 
-@needs_compiler
-@pytest.mark.parametrize("case", ["gru", "a mask and a memory"])
-def test_compiled_it_is_the_uncompiled_one_up_to_rounding(
-    case: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr("proximo.sources.tensors.UNROLLED", 2)
+@pytest.fixture
+def traces(monkeypatch: pytest.MonkeyPatch) -> list[Trace]:
+    """What would be compiled; tracing raises where a function waits for the device to look at a number."""
+    found = list[Trace]()
+    monkeypatch.setattr(compiler, "fuse", lambda function, tensors, lasting: found.append(Trace(function, tensors)))
+    return found
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_no_step_and_no_judgement_looks_at_a_number(case: str, traces: list[Trace]) -> None:
     kind, extra = CASES[case]
-    policy = policy_for(kind, extra)
+    collected(in_tensors(kind), policy_for(kind, extra, 4), 1)
+    assert len(traces) == 2
+
+
+def test_a_plain_policy_walks_by_the_operations_it_always_did(traces: list[Trace]) -> None:
+    env = CartPole(4)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space, Network(hidden=(8,)))
+    collected(TensorSource(lambda seed: env, HORIZON), policy, 1)
+
+    def by_hand(observation: Tensor, noise: Tensor, chance: Tensor) -> tuple[Tensor, ...]:
+        rows = []
+        for drawn, happened in zip(noise.unbind(), chance.unbind(), strict=True):
+            action = policy.act(observation, drawn)[0]
+            following, *outcome = env.step(action.clone(), happened)
+            rows.append((observation, action, *outcome))
+            observation = following
+        return observation, *(torch.stack(column) for column in zip(*rows, strict=True))
+
+    example = [env.reset(0), policy.noise(HORIZON, 4), env.noise(HORIZON)]
+    compiler.fused(Together(policy=policy, env=env), by_hand, example)
+    assert traces[-1].operations == traces[0].operations
+    assert traces[-1].results == traces[0].results
+
+
+@needs_compiler
+def test_compiled_it_is_the_uncompiled_one_up_to_rounding(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Two calls a sequence, few steps in each: graphs are compiled in less time, and must be as right."""
+    monkeypatch.setattr("proximo.sources.tensors.UNROLLED", 2)
+    kind, extra = CASES["a mask and a memory"]
+    policy = policy_for(kind, extra, 4)
     plain = collected(in_tensors(kind), policy, 2)
     with compiling(True), caplog.at_level(logging.WARNING, "proximo"):
         graphs = collected(in_tensors(kind), policy, 2)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from proximo.batch import leaves_of, with_leaves
 from proximo.compiler.trace import tracing
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError, UnsupportedSpace
-from proximo.observations import MASK, choices, leaves, pointer, space_map
+from proximo.observations import MASK, Path, choices, leaves, pointer, space_map
 from proximo.sources.buffers import Leaf, stored_leaves
 
 DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.int64): torch.int64, np.dtype(np.uint8): torch.uint8}
@@ -45,10 +45,18 @@ class Contract:
     def __init__(self, seen: gym.Space, action: gym.Space, lanes: int) -> None:
         self.space, self.lanes, self.leaves = seen, lanes, stored_leaves(seen)
         self.options = choices(action) if any(leaf.path == (MASK,) for leaf in self.leaves) else None
+        self.ends: dict[Path, tuple[Tensor, Tensor]] = {}  # of the choices: the first option, and the first beyond
 
     def device_of(self, observation: Any) -> torch.device:
-        """Where the first leaf of an observation lives; the CPU if it is no tensor."""
-        return getattr(part_of(observation, self.leaves[0]), "device", torch.device("cpu"))
+        """Where the first leaf of an observation lives, and all is looked at; the CPU if it is no tensor."""
+        device = getattr(part_of(observation, self.leaves[0]), "device", torch.device("cpu"))
+        for leaf in self.leaves:
+            if leaf.dtype.kind == "i":
+                space: Any = leaf.space
+                low = torch.as_tensor(space.start, device=device)
+                many = space.n if isinstance(space, gym.spaces.Discrete) else space.nvec
+                self.ends[leaf.path] = low, low + torch.as_tensor(many, device=device)
+        return device
 
     def observation(self, name: str, value: Any, device: torch.device, own: set[int] | None = None) -> Any:
         """An observation [N, ...] of the space's own structure and order, as `storage` says; else EnvFailure."""
@@ -71,7 +79,7 @@ class Contract:
         seen = [[*zip(self.leaves, leaves_of(tree), strict=True)] for tree in (observation, last, final)]
         numbers = [[x for leaf, x in tree if leaf.dtype.kind == "f"] for tree in seen]
         witness = reduce(torch.add, (x.sum() for x in (*numbers[0], *numbers[1], reward, *numbers[2])))
-        bad = [wrong(leaf, x).any() for tree in seen for leaf, x in tree if leaf.dtype.kind == "i"]
+        bad = [self.wrong(leaf, x).any() for tree in seen for leaf, x in tree if leaf.dtype.kind == "i"]
         if self.options is not None:
             bad.append(self.forbidden(observation).any())
         return reduce(lambda sound, found: torch.where(found, torch.nan, sound), bad, witness)
@@ -90,39 +98,33 @@ class Contract:
         everything = torch.cat([torch.ones_like(cut), torch.ones_like(cut[:1])])
         both = zip(leaves_of(observation), leaves_of(ends), strict=True)
         for leaf, seen, end in zip(self.leaves, map(torch.cat, both), leaves_of(final), strict=True):
-            found += first_wrong("observation", leaf, seen, everything)
-            found += first_wrong("final observation", leaf, end, cut)
-        found += first_wrong("reward", None, reward, torch.ones_like(cut))
+            found += self.first_wrong("observation", leaf, seen, everything)
+            found += self.first_wrong("final observation", leaf, end, cut)
+        found += self.first_wrong("reward", None, reward, torch.ones_like(cut))
         for t, lane in self.forbidden(observation).nonzero()[:1].tolist() if self.options is not None else ():
             words = f"no action is allowed in lane {lane} at step {t} of the rollout: its mask is all zeros"
             found.append((t, MASK, EnvFailure(words)))
         for *_, error in sorted(found, key=lambda bad: bad[:2]):
             raise error
 
-
-def wrong(leaf: Leaf | None, x: Tensor) -> Tensor:
-    """The numbers [..., *shape] that cannot be: not finite, or choices that the space has not."""
-    if leaf is None or leaf.dtype.kind == "f":
+    def wrong(self, leaf: Leaf | None, x: Tensor) -> Tensor:
+        """The numbers [..., *shape] that cannot be: not finite, or choices that the space has not."""
+        if leaf is not None and leaf.path in self.ends:
+            low, high = self.ends[leaf.path]
+            return (x < low) | (x >= high)
         return ~x.isfinite()
-    if leaf.dtype.kind != "i":
-        return torch.zeros_like(x, dtype=torch.bool)
-    space: Any = leaf.space
-    low = torch.as_tensor(space.start, device=x.device)
-    many = torch.as_tensor(space.n if isinstance(space, gym.spaces.Discrete) else space.nvec, device=x.device)
-    return (x < low) | (x >= low + many)
 
-
-def first_wrong(name: str, leaf: Leaf | None, x: Tensor, where: Tensor) -> Iterator[Bad]:
-    """The first number of a column [T, N, ...] that cannot be, in the rows `where` [T, N]."""
-    rows = where.reshape(*where.shape, *[1] * (x.dim() - where.dim()))
-    for t, lane, *feature in (wrong(leaf, x) & rows).nonzero()[:1].tolist():
-        value, place = x[(t, lane, *feature)].item(), pointer(leaf.path) if leaf is not None else ""
-        what = f"the environment returned {name}{place}{feature or ''} = {value}"
-        told = f"in lane {lane} at step {t} of the rollout"
-        if leaf is not None and leaf.dtype.kind == "i":
-            yield t, name, EnvFailure(f"{what}, which is not in {leaf.space}, {told}")
-        else:
-            yield t, name, NonFiniteError(f"{what} {told}")
+    def first_wrong(self, name: str, leaf: Leaf | None, x: Tensor, where: Tensor) -> Iterator[Bad]:
+        """The first number of a column [T, N, ...] that cannot be, in the rows `where` [T, N]."""
+        rows = where.reshape(*where.shape, *[1] * (x.dim() - where.dim()))
+        for t, lane, *feature in (self.wrong(leaf, x) & rows).nonzero()[:1].tolist():
+            value, place = x[(t, lane, *feature)].item(), pointer(leaf.path) if leaf is not None else ""
+            what = f"the environment returned {name}{place}{feature or ''} = {value}"
+            told = f"in lane {lane} at step {t} of the rollout"
+            if leaf is not None and leaf.path in self.ends:
+                yield t, name, EnvFailure(f"{what}, which is not in {leaf.space}, {told}")
+            else:
+                yield t, name, NonFiniteError(f"{what} {told}")
 
 
 def part_of(observation: Any, leaf: Leaf) -> Any:
