@@ -24,7 +24,7 @@ from proximo.run.checkpoint import all_of
 from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
 from tests.test_suite import QUIET, SMALL
-from tests.toys import Cue, Everything, Masked, Toy
+from tests.toys import Cue, Cues, Everything, Masked, Toy
 
 MEMORIES: dict[str, dict[str, Any]] = {
     "lstm": dict(memory="lstm"),
@@ -136,12 +136,13 @@ def test_a_cue_is_remembered_by_those_who_can(memory: Any, tmp_path: Path) -> No
         assert run.score.mean >= 0.95
 
 
+@pytest.mark.parametrize("env", [lambda: Cue, lambda: Cues(4)], ids=["gymnasium", "tensors"])
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_every_algorithm_learns_with_a_memory_and_resumes_exactly(algo: str, tmp_path: Path) -> None:
+def test_every_algorithm_learns_with_a_memory_and_resumes_exactly(algo: str, env: Any, tmp_path: Path) -> None:
     settings = dict(memory="gru", memory_size=8, sequence=8, hidden=(8,), checkpoint_every=256, **QUIET, **SMALL[algo])
-    whole = proximo.train(Cue, algo, steps=768, out=tmp_path / "whole", **settings)
-    broken = proximo.train(Cue, algo, steps=768, out=tmp_path / "broken", **settings)
-    same_after_resuming(whole, broken, Cue)
+    whole = proximo.train(env(), algo, steps=768, out=tmp_path / "whole", **settings)
+    broken = proximo.train(env(), algo, steps=768, out=tmp_path / "broken", **settings)
+    same_after_resuming(whole, broken, env())
     first = proximo.load(all_of(whole.folder)[0]).policy.state_dict()
     moved = [name for name, x in whole.policy.named_parameters() if not torch.equal(x, first[name])]
     assert any("recurrent" in name for name in moved)

@@ -311,6 +311,8 @@ def spoiled(value: float) -> Any:
     return lambda column: column.index_fill(0, torch.tensor([1]), value)
 
 
+BOX = spaces.Box(-1, 1, (1,))
+LONG = with_part(observation=Tensor.long, final=Tensor.long)
 FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "reset raises": (dict(reset=raises), r"reset\(\) raised RuntimeError: the simulator is gone"),
     "reset of another shape": (dict(reset=lambda x: x[:, 0]), r"observation of shape \(3,\), not \(3, 1\)"),
@@ -347,8 +349,16 @@ FAULTS: dict[str, tuple[dict[str, Any], str]] = {
     "start at 1": (dict(action=spaces.Discrete(3, start=1)), "a choice begin at 0"),
     "starts": (dict(action=spaces.MultiDiscrete([2, 2], start=[0, 1])), "a choice begin at 0"),
     "text": (dict(action=spaces.Text(3)), "not supported yet"),
-    "a dict of actions": (dict(action=spaces.Dict(a=spaces.Discrete(2))), "not supported yet: flatten it"),
-    "a choice seen": (dict(observation=spaces.Discrete(2)), "not supported yet .supported: Box of numbers"),
+    "bounded within": (dict(action=spaces.Dict(a=spaces.Box(-1, 1, (2,)))), "a Box must be unbounded"),
+    "a text seen": (dict(observation=spaces.Text(3)), "a tensor holds no text"),
+    "a text within": (dict(observation=spaces.Dict(a=spaces.Text(3))), "the leaf /a of .* a tensor holds no text"),
+    "no leaf": (dict(observation=spaces.Dict(a=BOX)), "returned no observation/a, which its space has"),
+    "a choice of floats": (dict(observation=spaces.MultiDiscrete([9])), "torch.float32, not of torch.int64"),
+    "a choice too high": (
+        dict(observation=spaces.MultiDiscrete([3]), reset=Tensor.long, step=LONG),
+        r"observation\[0\] = 3, which is not in MultiDiscrete\(\[3\]\), in lane 0 at step 3 of the rollout",
+    ),
+    "an image of floats": (dict(observation=spaces.Box(0, 255, (1, 1), np.uint8)), r"shape \(3, 1\), not \(3, 1, 1\)"),
 }
 
 

@@ -148,6 +148,41 @@ class Cue(gym.Env):
         return np.array([0, self.t == self.wait], np.float32), right, over, False, {}
 
 
+class Cues(nn.Module):
+    """Cue in tensors, in many lanes."""
+
+    sign: Tensor
+    t: Tensor
+
+    def __init__(self, lanes: int, wait: int = 4) -> None:
+        super().__init__()
+        self.num_envs, self.wait, self.device = lanes, wait, torch.device("cpu")
+        self.single_observation_space: gym.Space = Cue.observation_space
+        self.single_action_space: gym.Space = Cue.action_space
+        self.register_buffer("sign", torch.ones(lanes))
+        self.register_buffer("t", torch.zeros(lanes, dtype=torch.int64))
+
+    def reset(self, seed: int) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        self.sign.copy_(torch.rand(self.num_envs, generator=generator).sub(0.5).sign())
+        self.t.zero_()
+        return torch.stack([self.sign, torch.zeros_like(self.sign)], -1)
+
+    def noise(self, steps: int) -> Tensor:
+        return torch.rand(steps, self.num_envs).sub(0.5).sign()
+
+    def step(self, action: Tensor, noise: Tensor) -> Transition:
+        t = self.t + 1
+        over = t > self.wait
+        right = ((2 * action - 1 == self.sign) & over).float()
+        final = torch.stack([torch.zeros_like(self.sign), (t == self.wait).float()], -1)
+        first = torch.stack([noise, torch.zeros_like(noise)], -1)
+        self.sign.copy_(torch.where(over, noise, self.sign))
+        self.t.copy_(torch.where(over, 0, t))
+        seen = torch.where(over.unsqueeze(-1), first, final)
+        return Transition(seen, right, over, torch.zeros_like(over), final)
+
+
 class Everything(gym.Env):
     """A picture, a word, a number and a choice are seen; a Dict of actions is taken, of which some are forbidden.
 

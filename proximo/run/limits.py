@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from proximo.batch import leaves_of, tree_map
+from proximo.batch import Batch, leaves_of, tree_map
 from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
 from proximo.run.run import Run
 from proximo.sources.envs import EnvSource
@@ -67,7 +67,7 @@ def limits(run: Run, gradient: Gradient, settle: Settle) -> dict[str, float]:
     return best
 
 
-def environment_alone(run: Run, source: EnvSource, actions: Tensor) -> float:
+def environment_alone(run: Run, source: EnvSource, actions: Any) -> float:
     """Seconds of a vector step with nothing around it, resets included; `actions` are drawn ones, [T, N]."""
     envs: Any = source.envs
     steps = len(leaves_of(actions)[0])
@@ -97,16 +97,17 @@ def policy_alone(run: Run, source: EnvSource) -> float:
 class Given(nn.Module):
     """Stands for a policy: the noise is the action."""
 
-    def act(self, observation: Tensor, noise: Tensor) -> tuple[Tensor, tuple[()]]:
-        return noise, ()
+    def act(self, observation: Any, noise: Any, memory: Any, start: Tensor | None) -> tuple[Any, Any]:
+        return noise, memory
 
 
-def environment_in_tensors(source: TensorSource, actions: Tensor, settle: Settle) -> float:
+def environment_in_tensors(source: TensorSource, actions: Any, settle: Settle) -> float:
     """Seconds of a step of all lanes without a policy, compiled where the run is."""
     given: Any = Given()
-    tensors = [source.observation, actions[: source.unrolled], source.env.noise(source.unrolled)]
-    walk = walking(given, source.env, tensors)
-    return float(np.median(seconds_of(lambda: walk(*tensors), settle))) / source.unrolled
+    now, drawn = dict(observation=source.now["observation"]), tree_map(lambda x: x[: source.unrolled], actions)
+    begin = Batch(now=now, noise=drawn, chance=source.env.noise(source.unrolled))
+    walk = walking(given, source.env, source.contract, begin)
+    return float(np.median(seconds_of(lambda: walk(begin), settle))) / source.unrolled
 
 
 def seconds_of(call: Callable[[], object], settle: Settle = lambda: None) -> np.ndarray:

@@ -110,3 +110,43 @@ def judged(policy: Policy, batch: Batch) -> Batch:
     next_value = torch.cat([value[1:], policy.value(batch.last, *remembered).unsqueeze(0)])
     # a clone, for a distribution may hold a parameter, which is about to change
     return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))
+
+
+@torch.no_grad()
+def final_values(policy: Policy, batch: Batch, final: Any) -> Tensor:
+    """Values [T, N] of the observations `final` [T, N, ...] where the batch is truncated; elsewhere they mean nothing.
+
+    Where the policy remembers, each final observation is one more row of its sequence, right after its own: the row
+    that follows begins an episode, and sees nothing of it.
+    """
+    if "memory" not in vars(batch):
+        cut = batch.truncated.nonzero(as_tuple=True)
+        values = torch.zeros_like(batch.next_value)
+        values[cut] = policy.value(tree_map(lambda x: x[cut], final))
+        return values
+    names = "observation", "action", "start", "mask", "truncated", "memory"
+    all_pieces = Batch(**{name: getattr(batch, name) for name in names}, final=final).sequences()
+    some = all_pieces.truncated.any(0).nonzero().squeeze(-1)
+    pieces = all_pieces.part(some)
+    cut, lane = pieces.truncated, torch.arange(len(some), device=some.device)
+    kept = torch.stack([torch.ones_like(cut), cut], 1).flatten(0, 1)  # [2L, m] every row, and what may come after it
+    order = (~kept).long().sort(dim=0, stable=True).indices[: int(kept.sum(0).max())]
+
+    def along(rows: Tensor, ends: Tensor) -> Tensor:
+        return torch.stack([rows, ends], 1).flatten(0, 1)[order, lane]
+
+    def extended(row: Tensor, end: Tensor) -> Tensor:
+        there = cut.reshape(*cut.shape, *[1] * (row.dim() - cut.dim()))
+        return along(row, torch.where(there, end, row))
+
+    pairs = zip(leaves_of(pieces.observation), leaves_of(pieces.final), strict=True)
+    shown = pieces.replace(
+        observation=with_leaves(pieces.observation, (extended(*pair) for pair in pairs)),
+        action=tree_map(lambda x: along(x, x), pieces.action),
+        start=along(pieces.start, torch.zeros_like(cut)), mask=along(pieces.mask, cut),
+    )  # fmt: skip
+    value = policy.evaluate(shown).value
+    found = value.new_zeros(kept.shape).scatter(0, order, value)[1::2]
+    values = value.new_zeros(all_pieces.truncated.shape)
+    values[:, some] = found
+    return batch.whole(values)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from gymnasium.vector.async_vector_env import AsyncState
 
-from proximo.errors import ConfigError, UnsupportedSpace, unknown
+from proximo.errors import ConfigError, unknown
 from proximo.sources.atari import ALE, ale_lanes
 from proximo.sources.cartpole import CartPole
+from proximo.sources.contract import must_live_in_tensors
 from proximo.sources.envpool import envpool_lanes, envpool_serves, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
 from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
@@ -65,8 +66,8 @@ def lanes_for(
         what = "env_options" if options else "max_episode_steps"
         raise ConfigError(f"{what} is for environments that are made here: settle it where you make your lanes")
     if isinstance(env, TensorEnv):
-        must_be_plain(env)
         spaces = env.single_observation_space, env.single_action_space
+        must_live_in_tensors(*spaces)
         return Lanes(lambda seed: env, *spaces, "yours", "the tensor environment that was passed", source=TensorSource)
     if isinstance(env, gym.vector.VectorEnv):
         spaces = env.single_observation_space, env.single_action_space
@@ -76,6 +77,8 @@ def lanes_for(
     if backend == "envpool":
         require_envpool(env)
     if backend == "tensor":
+        if options:
+            raise ConfigError("environments in tensors take no env_options: leave them out, or the tensor backend")
         return tensor_lanes(env, lanes, max_episode_steps, device)
     make_one = single(env, max_episode_steps, **options)
     one = make_one()
@@ -113,23 +116,6 @@ def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str)
     spaces = made.single_observation_space, made.single_action_space
     make = lambda seed: IN_TENSORS[env](lanes, device=device, **extra)  # noqa: E731
     return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), TensorSource)
-
-
-def must_be_plain(env: TensorEnv) -> None:
-    """A TensorEnv shows numbers, and gets actions in the policy's own units."""
-    space, seen = env.single_action_space, env.single_observation_space
-    if not isinstance(seen, gym.spaces.Box) or seen.dtype == np.uint8:
-        raise UnsupportedSpace(
-            f"observation space {seen} of a tensor environment is not supported yet (supported: Box of numbers)"
-        )
-    if isinstance(space, gym.spaces.Dict | gym.spaces.Tuple):
-        raise UnsupportedSpace(f"action space {space} of a tensor environment is not supported yet: flatten it")
-    bounded = isinstance(space, gym.spaces.Box) and bool(np.isfinite([space.low, space.high]).any())
-    if bounded or np.any(getattr(space, "start", 0)):
-        raise UnsupportedSpace(
-            f"action space {space} of a tensor environment: a Box must be unbounded and a choice begin at 0; "
-            "scale, clip and shift within its step()"
-        )
 
 
 def must_step_together(env: EnvLike, backend: str) -> None:

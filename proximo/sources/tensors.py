@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
+from math import gcd
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from proximo.batch import Batch, leaves_of
-from proximo.compiler import fused, fused_batch
-from proximo.compiler.trace import tracing
-from proximo.errors import ConfigError, EnvFailure, NonFiniteError, ProximoError
+from proximo.batch import Batch, leaves_of, tree_map, with_leaves
+from proximo.compiler import fused_batch
+from proximo.errors import EnvFailure
 from proximo.policy import Policy
-from proximo.sources.acting import judged
+from proximo.sources.acting import final_values, judged
+from proximo.sources.contract import Contract, guarded, pinned, taken
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 
@@ -30,16 +30,16 @@ class Transition(NamedTuple):
     The environment may go on writing into the tensors that it returned.
     """
 
-    observation: Tensor  # [N, ...] what the policy sees next: the first observation of a new episode where one ended
+    observation: Any  # [N, ...] what the policy sees next: the first observation of a new episode where one ended
     reward: Tensor  # [N]
     terminated: Tensor  # [N] bool
     truncated: Tensor  # [N] bool
-    final: Tensor  # [N, ...] the observation that the action led to: another one only where an episode ended
+    final: Any  # [N, ...] the observation that the action led to: another one only where an episode ended
 
 
 @runtime_checkable
 class TensorEnv(Protocol):
-    """Lanes in tensors on one device.
+    """Lanes in tensors on one device. Observations and actions are tensors, or nested dicts and tuples of them.
 
     One that is an nn.Module, with all that changes in its buffers, is compiled with the policy; one that changes other
     attributes is found out and runs uncompiled, as does any other class.
@@ -52,7 +52,7 @@ class TensorEnv(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    def reset(self, seed: int) -> Tensor:
+    def reset(self, seed: int) -> Any:
         """Begin an episode in every lane: observations [N, ...]. All randomness follows from the seed."""
         ...
 
@@ -60,7 +60,7 @@ class TensorEnv(Protocol):
         """The randomness of `steps` steps, [steps, ...], drawn from torch's global generator; of any shape."""
         ...
 
-    def step(self, action: Tensor, noise: Tensor) -> Transition:
+    def step(self, action: Any, noise: Tensor) -> Transition:
         """Step every lane with actions in the policy's own units (`Distribution`)."""
         ...
 
@@ -72,19 +72,34 @@ class TensorSource:
         self.make, self.horizon = make, horizon
         self.episodes = Episodes()
         self.policy: Policy | None = None
-        self.unrolled = max(steps for steps in range(1, UNROLLED + 1) if horizon % steps == 0)
+        self.judge: Callable[[Batch], Batch] | None = None
 
     def restart(self, seed: int) -> None:
         """Start first episodes from `seed`; the open ones are given up."""
         if not hasattr(self, "env"):
-            self.env = guarded("maker", lambda: self.make(seed))
+            self.env = env = guarded("maker", lambda: self.make(seed))
+            self.contract = Contract(env.single_observation_space, env.single_action_space, env.num_envs)
         with pinned(self.env):
             first = guarded("reset()", lambda: self.env.reset(seed))
-        device = getattr(first, "device", torch.device("cpu"))
-        shape = self.env.num_envs, *(self.env.single_observation_space.shape or ())
-        self.observation = taken("observation", first, shape, device)
-        self.fresh = torch.ones(self.env.num_envs, dtype=torch.bool, device=device)
+        self.device = self.contract.device_of(first)
+        self.fresh = torch.ones(self.env.num_envs, dtype=torch.bool, device=self.device)
+        self._stand(self.contract.observation("observation", first, self.device))
         self.episodes.restart(self.env.num_envs)
+
+    def _stand(self, observation: Any) -> None:
+        """Before these observations, with nothing remembered: `now` is what the next step begins from."""
+        blank = () if self.policy is None else self.policy.initial(self.env.num_envs)
+        remembered = dict(memory=blank, start=self.fresh) if leaves_of(blank) else {}
+        self.now: dict[str, Any] = dict(observation=observation, **remembered)
+
+    def _meet(self, policy: Policy, noise: Any, chance: Tensor) -> None:
+        """Get ready for another policy, with the noise and chance of a collection."""
+        self.policy, self.judge = policy, None
+        self._stand(self.now["observation"])
+        span = gcd(self.horizon, policy.sequence) if "memory" in self.now else self.horizon
+        self.unrolled = max(steps for steps in range(1, UNROLLED + 1) if span % steps == 0)
+        some, happened = tree_map(lambda x: x[: self.unrolled], noise), chance[: self.unrolled]
+        self.walk = walking(policy, self.env, self.contract, Batch(now=self.now, noise=some, chance=happened))
 
     def collect(self, policy: Policy) -> Batch:
         """`horizon` steps of every lane, with log-probabilities and values under `policy`: columns of [T, N].
@@ -95,36 +110,30 @@ class TensorSource:
         chance = guarded("noise()", lambda: self.env.noise(self.horizon))
         if not isinstance(chance, Tensor) or chance.shape[:1] != (self.horizon,):
             raise EnvFailure(f"the environment's noise({self.horizon}) must return a tensor of that many rows")
-        if self.observation.device != noise.device:
-            raise EnvFailure(f"the environment is on {self.observation.device}, but the policy is on {noise.device}")
+        if self.device != (theirs := leaves_of(noise)[0].device):
+            raise EnvFailure(f"the environment is on {self.device}, but the policy is on {theirs}")
         if policy is not self.policy:
-            if leaves_of(policy.initial(1)):
-                raise ConfigError("an environment in tensors has no policy that remembers yet: leave out memory")
-            self.policy, self.judge = policy, None
-            self.walk = walking(policy, self.env, [self.observation, noise[: self.unrolled], chance[: self.unrolled]])
-        pieces = list[tuple[Tensor, ...]]()
-        for drawn, happened in zip(noise.split(self.unrolled), chance.split(self.unrolled), strict=True):
-            self.observation, *piece = self.walk(self.observation, drawn, happened)
-            pieces.append(tuple(piece))
-        walked = Batch(pieces=tuple(pieces), fresh=self.fresh, last=self.observation)
-        self.judge = self.judge or concluding(policy, walked)
-        columns = vars(self.judge(walked))
+            self._meet(policy, noise, chance)
+        pieces, kept = list[dict[str, Any]](), list[Any]()
+        parts = (apart(lambda x: x.split(self.unrolled), tree) for tree in (noise, chance))
+        for i, (drawn, happened) in enumerate(zip(*parts, strict=True)):
+            if "memory" in self.now and i * self.unrolled % policy.sequence == 0:
+                kept.append(self.now["memory"])
+            walked = self.walk(Batch(now=self.now, noise=drawn, chance=happened))
+            self.now = walked.now
+            pieces.append(walked.rows)
+        whole = Batch(pieces=tuple(pieces), fresh=self.fresh, now=self.now, kept=tuple(kept))
+        self.judge = self.judge or concluding(policy, self.contract, whole)
+        columns = vars(self.judge(whole))
         final, ended, witness = (columns.pop(name) for name in ("final", "ended", "witness"))
-        batch, cut, self.fresh = Batch(**columns), columns["truncated"].nonzero(as_tuple=True), ended[-1]
+        batch, self.fresh = Batch(**columns), ended[-1]
         if not witness.isfinite():
-            self._refuse(batch, final, cut)
+            self.contract.refuse(batch.observation, self.now["observation"], batch.reward, final, batch.truncated)
         self.episodes.add(*(x.cpu().numpy() for x in (batch.reward, batch.mask, ended)))
+        cut = batch.truncated.nonzero(as_tuple=True)
         if len(cut[0]):
-            with torch.no_grad():
-                batch.next_value[cut] = policy.value(final[cut])
+            batch.next_value[cut] = final_values(policy, batch, final)[cut]
         return batch
-
-    def _refuse(self, batch: Batch, final: Tensor, cut: tuple[Tensor, ...]) -> None:
-        """NonFiniteError that names the first NaN or infinity, if there is one; `final` counts in the rows `cut`."""
-        ends = torch.zeros_like(batch.observation)
-        ends[cut] = final[cut]
-        for found in culprits(torch.cat([batch.observation, self.observation.unsqueeze(0)]), batch.reward, ends):
-            raise NonFiniteError(f"the environment returned {found}")
 
     def state_tensors(self) -> dict[str, Tensor]:
         return live_tensors(episodes=self.episodes)
@@ -142,31 +151,42 @@ class Together(nn.Module):
             setattr(self, name, part)
 
 
-def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[..., tuple[Tensor, ...]]:
-    """A walk of some steps as one call: (observation, noise, chance) -> the last observation, then columns [k, N]."""
-    lanes, shape = env.num_envs, (env.num_envs, *(env.single_observation_space.shape or ()))
-    wanted = (shape, (lanes,), (lanes,), (lanes,), shape)
-    device, dtypes = example[1].device, (torch.float32, torch.float32, torch.bool, torch.bool, torch.float32)
+def walking(policy: Policy, env: TensorEnv, contract: Contract, example: Batch) -> Callable[[Batch], Batch]:
+    """A walk of some steps as one call, from a batch of `now`, `noise` and `chance` to `now` after it and its `rows`.
 
-    def step(action: Tensor, chance: Tensor) -> list[Tensor]:
-        made = guarded("step()", lambda: Transition(*env.step(action.clone(), chance)))
+    `now` has the observation and, where the policy remembers, the memory and the lanes in which an episode starts;
+    rows are columns [k, N, ...].
+    """
+    lanes, device = env.num_envs, leaves_of(example.noise)[0].device
+
+    def step(action: Any, chance: Tensor) -> dict[str, Any]:
+        made = guarded("step()", lambda: Transition(*env.step(tree_map(torch.clone, action), chance)))
         own = {x.untyped_storage()._cdata for x in env.buffers()} if isinstance(env, nn.Module) else None
-        parts = zip(made._fields, made, wanted, dtypes, strict=True)
-        return [taken(name, value, shape, device, dtype, own) for name, value, shape, dtype in parts]
+        found = dict[str, Any]()
+        for name, value in made._asdict().items():
+            if name in ("observation", "final"):
+                found[name] = contract.observation(name, value, device, own)
+            else:
+                dtype = torch.float32 if name == "reward" else torch.bool
+                found[name] = taken(name, value, (lanes,), device, dtype, own)
+        return found
 
-    def walk(observation: Tensor, noise: Tensor, chance: Tensor) -> tuple[Tensor, ...]:
-        rows = []
+    def walk(given: Batch) -> Batch:
+        rows, now = list[dict[str, Any]](), given.now
         with pinned(env):
-            for drawn, happened in zip(noise.unbind(), chance.unbind(), strict=True):
-                action = policy.act(observation, drawn)[0]
-                following, *outcome = step(action, happened)
-                rows.append((observation, action, *outcome))
-                observation = following
-        return observation, *(torch.stack(column) for column in zip(*rows, strict=True))
+            for drawn, happened in zip(*(apart(torch.unbind, x) for x in (given.noise, given.chance)), strict=True):
+                action, memory = policy.act(now["observation"], drawn, now.get("memory", ()), now.get("start"))
+                made = step(action, happened)
+                following = dict(observation=made.pop("observation"))
+                rows.append(dict(observation=now["observation"], action=action, **made))
+                if "memory" in now:
+                    following |= dict(memory=memory, start=made["terminated"] | made["truncated"])
+                now = following
+        return Batch(now=now, rows=together(torch.stack, rows))
 
     if isinstance(env, nn.Module):
         before = [(vars(module), dict(vars(module))) for module in env.modules()]
-        call = fused(Together(policy=policy, env=env), walk, example)
+        call = fused_batch(Together(policy=policy, env=env), walk, example)
         pairs = [(name, now.get(name), old.get(name)) for now, old in before for name in now.keys() | old.keys()]
         changed = sorted(name for name, new, old in pairs if new is not old)
         if not changed:
@@ -178,86 +198,36 @@ def walking(policy: Policy, env: TensorEnv, example: list[Tensor]) -> Callable[.
     return torch.no_grad()(walk)
 
 
-def concluding(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:
+def concluding(policy: Policy, contract: Contract, example: Batch) -> Callable[[Batch], Batch]:
     """The columns of a collection from its `pieces`, with what the policy thinks of them, as one call.
 
-    Besides: `final` [T, N, ...], `ended` [T, N], and a `witness` that is finite only if all numbers are.
+    Besides: `final` [T, N, ...], `ended` [T, N], and a `witness` that is finite only if all is well.
     """
 
     def conclude(walked: Batch) -> Batch:
-        observation, action, reward, terminated, truncated, final = map(torch.cat, zip(*walked.pieces, strict=True))
-        ended = terminated | truncated
+        rows, now = together(torch.cat, walked.pieces), walked.now
+        final, ended = rows["final"], rows["terminated"] | rows["truncated"]
         batch = Batch(
-            observation=observation, action=action, mask=torch.ones_like(ended), reward=reward,
-            start=torch.cat([walked.fresh.unsqueeze(0), ended[:-1]]), terminated=terminated, truncated=truncated,
+            observation=rows["observation"], action=rows["action"], mask=torch.ones_like(ended), reward=rows["reward"],
+            start=torch.cat([walked.fresh.unsqueeze(0), ended[:-1]]),
+            terminated=rows["terminated"], truncated=rows["truncated"],
         )  # fmt: skip
-        witness = observation.sum() + walked.last.sum() + reward.sum() + final.sum()
-        opinion = judged(policy, batch.replace(last=walked.last))
+        witness = contract.witness(batch.observation, now["observation"], batch.reward, final)
+        after = dict[str, Any]()
+        if "memory" in now:
+            batch = batch.replace(memory=together(torch.stack, walked.kept))
+            after = dict(last_memory=now["memory"], last_start=now["start"])
+        opinion = judged(policy, batch.replace(last=now["observation"], **after))
         return batch.replace(**vars(opinion), final=final, ended=ended, witness=witness)
 
     return fused_batch(policy, conclude, example)
 
 
-def taken(
-    name: str,
-    value: Any,
-    shape: tuple[int, ...],
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    own: set[int] | None = None,
-) -> Tensor:
-    """What the environment returned, in memory that it will not write to; EnvFailure where it is not such a tensor.
-
-    In a trace only the buffers, whose storages are `own`, are ever written to: what is new needs no copy.
-    """
-    if not isinstance(value, Tensor):
-        raise EnvFailure(f"the environment returned {name} as a {type(value).__name__}, not as a tensor")
-    if value.shape != shape:
-        raise EnvFailure(f"the environment returned {name} of shape {tuple(value.shape)}, not {shape}")
-    if value.device != device:
-        raise EnvFailure(f"the environment returned {name} on {value.device}, but the policy is on {device}")
-    if value.dtype is dtype:
-        return value if own is not None and tracing() and value.untyped_storage()._cdata not in own else value.clone()
-    if torch.bool in (dtype, value.dtype) or value.dtype.is_complex:
-        raise EnvFailure(f"the environment returned {name} of {value.dtype}, not of {dtype}")
-    return value.to(dtype)
+def apart(cut: Callable[[Tensor], Iterable[Tensor]], tree: Any) -> list[Any]:
+    """The trees that a cut of every tensor makes of a tree."""
+    return [with_leaves(tree, part) for part in zip(*map(cut, leaves_of(tree)), strict=True)]
 
 
-def guarded(what: str, call: Callable[[], Any]) -> Any:
-    """What the environment's code returns; EnvFailure if it raises."""
-    try:
-        return call()
-    except ProximoError:
-        raise
-    except Exception as error:
-        raise EnvFailure(f"the environment's {what} raised {type(error).__name__}: {error}") from error
-
-
-@contextmanager
-def pinned(env: Any) -> Iterator[None]:
-    """A block after which the environment's buffers are the tensors they were, with what was assigned written in.
-
-    Graphs hold those tensors, and read nothing else.
-    """
-    modules = env.modules() if isinstance(env, nn.Module) else ()
-    before = [(module._buffers, dict(module._buffers)) for module in modules]
-    yield
-    moved = [(now, name, old) for now, kept in before for name, old in kept.items() if now.get(name) is not old]
-    news = [new if (new := now.get(name)) is None else new.clone() for now, name, _ in moved]
-    for (now, name, old), new in zip(moved, news, strict=True):
-        if old is None:
-            continue
-        if new is None or new.shape != old.shape or new.dtype != old.dtype:
-            got = "None" if new is None else f"{new.dtype} {list(new.shape)}"
-            raise EnvFailure(f"the environment's buffer {name!r} was {old.dtype} {list(old.shape)} and became {got}")
-        now[name] = old.copy_(new)
-
-
-def culprits(observation: Tensor, reward: Tensor, final: Tensor) -> list[str]:
-    """The values that are not finite, in words, the first of each kind; none where all are, whatever their sum."""
-    found = []
-    for name, column in (("observation", observation), ("reward", reward), ("final observation", final)):
-        for t, lane, *feature in (~column.isfinite()).nonzero()[:1].tolist():
-            value = column[(t, lane, *feature)].item()
-            found.append((t, f"{name}{feature or ''} = {value} in lane {lane} at step {t} of the rollout"))
-    return [words for _, words in sorted(found)]
+def together(join: Callable[[Any], Tensor], trees: Any) -> Any:
+    """One tree of many, tensor by tensor."""
+    return with_leaves(trees[0], map(join, zip(*map(leaves_of, trees), strict=True)))
