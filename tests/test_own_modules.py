@@ -1,4 +1,4 @@
-"""A user's own encoder, core and policy: they learn, resume to the byte, load and act alike; what does not fit is said."""
+"""A user's own encoder, core and policy learn, resume to the byte, load and act alike; what does not fit is said."""
 
 from __future__ import annotations
 
@@ -135,6 +135,23 @@ def test_it_resumes_to_the_byte(name: str, more: dict[str, Any], tmp_path: Path)
         assert run.policy.state_dict()["trunk.encoder.encoder.seen"] == run.step
 
 
+def test_weights_may_be_tied(tmp_path: Path) -> None:
+    class Tied(nn.Module):
+        def __init__(self, space: gym.Space) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(5, 5), nn.Linear(5, 5)
+            self.two.weight = self.one.weight
+
+        def forward(self, observation: Tensor) -> Tensor:
+            return self.two(self.one(observation).relu())
+
+    run = proximo.train(Toy, encoder=Tied, **TINY, out=tmp_path / "run")
+    loaded = proximo.load(run.folder, encoder=Tied).policy.state_dict(keep_vars=True)
+    one, two = (loaded[f"trunk.encoder.encoder.{name}.weight"] for name in ("one", "two"))
+    assert one is two
+    assert torch.equal(one, run.policy.state_dict()["trunk.encoder.encoder.one.weight"])
+
+
 def test_training_again_gives_the_same_weights(tmp_path: Path) -> None:
     one, two = (files(proximo.train(Toy, **OWN["both"], **TINY, out=tmp_path / name).folder) for name in ("one", "two"))
     assert one == two
@@ -151,11 +168,11 @@ class Peeks(Encoder):
 
 @needs_compiler
 def test_what_cannot_be_traced_trains_uncompiled(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    settings = TINY | dict(compile="on", steps=256)
+    settings = TINY | dict(compile="on", steps=128, minibatches=1)
     with caplog.at_level(logging.WARNING, "proximo"):
         compiled = proximo.train(Toy, encoder=Peeks, **settings, out=tmp_path / "on")
     said = [line for line in caplog.messages if "runs uncompiled" in line]
-    assert sorted(line.split()[0] for line in said) == ["act", "gradient_steps", "on_tensors"], said
+    assert sorted(line.split()[0] for line in said) == ["act", "gradient_steps", "judge"], said
     plain = proximo.train(Toy, encoder=Peeks, **settings | dict(compile="off"), out=tmp_path / "off")
     for name, tensor in plain.policy.state_dict().items():
         torch.testing.assert_close(compiled.policy.state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
@@ -225,9 +242,7 @@ ENCODERS = {
     "torch.int64": layer(lambda self, x: x.long()),
     "gives tuple for features": layer(lambda self, x: (x, x)),
     "random numbers": layer(lambda self, x: self.parts[0](x), nn.Dropout(0.5)),
-    "changes its buffer parts.0.num_batches_tracked": layer(
-        lambda self, x: self.parts[0](x.repeat(2, 1))[: len(x)], nn.BatchNorm1d(5)
-    ),
+    "changes its buffer parts.0.num_batches_tracked": layer(lambda self, x: self.parts[0](x), nn.BatchNorm1d(5)),
     "changes its buffer note": layer(moves),
     "in place": layer(lambda self, x: x.add_(1)),
     "make it float32": layer(lambda self, x: self.parts[0](x.double()), nn.Linear(5, 2).double()),
@@ -349,7 +364,7 @@ VERBS: dict[str, Callable[..., Any]] = {
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_it_must_be_given_again_and_no_other(verb: str, theirs: Path, trained: Path) -> None:
-    with pytest.raises(ConfigError, match="trained with an encoder of your own.*encoder=…"):
+    with pytest.raises(ConfigError, match=r"trained with an encoder of your own.*encoder=…"):
         VERBS[verb](theirs)
     with pytest.raises(ConfigError, match="without a core of your own: leave out core"):
         VERBS[verb](theirs, encoder=Encoder, core=Core)
