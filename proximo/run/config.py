@@ -197,7 +197,6 @@ def from_json(tree: Any) -> Resolved:
     """The configuration that `to_json` described; ConfigError for anything else."""
     if not isinstance(tree, dict):
         raise ConfigError("config.json must hold an object")
-    tree = {"yours": []} | tree
     names = {f.name: f.type for f in dataclasses.fields(Resolved)}
     if strange := tree.keys() ^ names.keys():
         raise ConfigError(f"config.json: {min(strange)!r} is {'missing' if min(strange) in names else 'unknown'}")
@@ -208,9 +207,9 @@ def from_json(tree: Any) -> Resolved:
         raise ConfigError("config.json: spaces must be an object and registered true or false")
     if not isinstance(tree["yours"], list) or tree["yours"] != [part for part in PARTS if part in tree["yours"]]:
         raise ConfigError(f"config.json: yours is {tree['yours']!r}, not some of {', '.join(PARTS)}")
-    tree["yours"] = tuple(tree["yours"])
     sections = {"run": RunConfig, "algorithm": algorithm_named(tree["algo"]).Config, "network": Network}
-    return Resolved(**{**tree, **{name: _built(owner, tree[name]) for name, owner in sections.items()}})
+    built = {name: _built(owner, tree[name]) for name, owner in sections.items()}
+    return Resolved(**{**tree, **built, "yours": tuple(tree["yours"])})
 
 
 def _built(owner: type[Any], settings: Any) -> Any:
