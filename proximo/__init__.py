@@ -11,9 +11,11 @@ from proximo.errors import (
     UnknownName,
     UnsupportedSpace,
 )
+from proximo.models.distributions import head_for
+from proximo.models.feed_forward import FeedForward
 from proximo.run.agent import Agent
 from proximo.run.loading import evaluate_run as evaluate
-from proximo.run.loading import load_agent as load
+from proximo.run.loading import load
 from proximo.run.run import Run
 from proximo.run.session import resume, train
 
@@ -22,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EnvFailure",
+    "FeedForward",
     "MissingExtra",
     "NonFiniteError",
     "ProximoError",
@@ -30,6 +33,7 @@ __all__ = [
     "UnknownName",
     "UnsupportedSpace",
     "evaluate",
+    "head_for",
     "load",
     "resume",
     "train",

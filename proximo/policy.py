@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol, Self, runtime_checkable
 
+import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from proximo.batch import Batch
+from proximo.batch import Batch, leaves_of, tree_map
+from proximo.observations import zeros
 
 
 class Distribution(Protocol):
@@ -44,7 +46,7 @@ class Evaluation(NamedTuple):
 
 
 class Policy(Protocol):
-    """Acts while collecting, evaluates while learning. Torch modules fit; see `models.actor_critic`.
+    """Acts while collecting, evaluates while learning: an nn.Module; see `models.actor_critic`, `models.feed_forward`.
 
     Observations, noise, actions and memory are tensors or nested dicts and tuples of tensors. A policy that remembers
     nothing has the memory (), and takes no notice of `start`.
@@ -92,6 +94,10 @@ class Policy(Protocol):
 
     def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
 
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self, *, keep_vars: bool = False) -> dict[str, Any]: ...
+
     @property
     def device(self) -> torch.device: ...
 
@@ -106,3 +112,18 @@ class Layered(Protocol):
         Without gradients. Of whole lanes in the order of time, from `batch.memory`, where the policy remembers.
         """
         ...
+
+
+def blank(policy: Policy, space: gym.Space, steps: int, lanes: int) -> Batch:
+    """A batch of dead rows [steps, lanes], with the columns that a source collects for this policy, all zero."""
+    observation = tree_map(lambda x: torch.from_numpy(x).to(policy.device), zeros(space, steps, lanes))
+    number = torch.zeros(steps, lanes, device=policy.device)
+    numbers = dict.fromkeys(("reward", "logp", "value", "next_value"), number)
+    flags = dict.fromkeys(("mask", "start", "terminated", "truncated"), number.bool())
+    first = policy.initial(lanes)
+    action = policy.act(tree_map(lambda x: x[0], observation), None, first)[0]
+    action = tree_map(lambda x: torch.zeros_like(x).expand(steps, *x.shape).clone(), action)
+    batch = Batch(observation=observation, action=action, **numbers, **flags)
+    if not leaves_of(first):
+        return batch
+    return batch.replace(memory=tree_map(lambda x: x.expand(steps // policy.sequence, *x.shape).clone(), first))

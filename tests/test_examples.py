@@ -13,7 +13,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def test_every_example_is_tested() -> None:
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {"custom_env.py", "tensor_env.py"}
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {"custom_env.py", "tensor_env.py", "own_network.py"}
 
 
 @pytest.mark.parametrize("name", [pytest.param("custom_env.py", marks=pytest.mark.slow), "tensor_env.py"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -15,11 +16,13 @@ from proximo.algorithms.ppo import PPO
 from proximo.algorithms.reuse import Reuse
 from proximo.batch import Batch
 from proximo.compiler import compiling
+from proximo.policy import blank
 from proximo.sources.rollouts import Rollouts, judged
 from proximo.state import restore
 from tests.test_compiled import SPACES, batch_for, needs_compiler, policy_for
 
 Columns = dict[str, np.ndarray]
+SEEN = gym.spaces.Box(-1, 1, (5,))  # what `policy_for` sees
 
 
 def reference(columns: Columns, logp: np.ndarray, gamma: float, lam: float, rho_bar: float, c_bar: float) -> Columns:
@@ -133,7 +136,7 @@ def test_compiled_it_is_the_same() -> None:
 
 def numbered(policy: Any, number: float, steps: int = 5, lanes: int = 2) -> Batch:
     """A collection whose rewards are all one number."""
-    batch = policy.blank(steps, lanes)
+    batch = blank(policy, SEEN, steps, lanes)
     live = torch.ones_like(batch.mask)
     return batch.replace(reward=torch.full_like(batch.reward, number), mask=live)
 
@@ -156,7 +159,7 @@ def test_the_buffer_is_live_tensors_of_fixed_shape(name: str) -> None:
     policy = policy_for(SPACES[name])
     one, other = Rollouts(2, policy.device), Rollouts(2, policy.device)
     for rollouts in (one, other):
-        rollouts.make_room(policy.blank(16, 4))
+        rollouts.make_room(blank(policy, SEEN, 16, 4))
     live = one.state_tensors()
     no = torch.zeros(16, 4, dtype=torch.bool)
     batch = batch_for(policy).replace(start=no, reward=torch.randn(16, 4), terminated=no, truncated=no)
@@ -172,7 +175,7 @@ def test_the_buffer_is_live_tensors_of_fixed_shape(name: str) -> None:
 
 def test_next_values_are_those_of_true_next_observations() -> None:
     policy = policy_for(SPACES["box"])
-    batch = policy.blank(5, 2).replace(observation=torch.randn(5, 2, 5), mask=torch.ones(5, 2, dtype=torch.bool))
+    batch = blank(policy, SEEN, 5, 2).replace(observation=torch.randn(5, 2, 5), mask=torch.ones(5, 2, dtype=torch.bool))
     start = torch.zeros(5, 2, dtype=torch.bool)
     start[2, 0] = True  # an episode began in the step that ended another
     got, logp = judged(policy, batch.replace(start=start, next_value=torch.full((5, 2), 7.0)))

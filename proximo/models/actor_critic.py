@@ -18,9 +18,11 @@ from proximo.models.frames import Frames
 from proximo.models.images import ImageEncoder
 from proximo.models.memory import CORES
 from proximo.models.network import Network
-from proximo.observations import MASK, choices, storage, zeros
+from proximo.models.own import Own, Rows, own_core
+from proximo.observations import MASK, choices, storage
 from proximo.policy import Evaluation
 
+OURS = Own()
 ACTIVATIONS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU, "elu": nn.ELU, "silu": nn.SiLU}
 
 
@@ -51,12 +53,17 @@ def hidden(layers: nn.Sequential, x: Tensor) -> list[Tensor]:
 class Trunk(nn.Module):
     """Observations to features, past what is remembered where there is a core."""
 
-    def __init__(self, space: gym.Space, network: Network) -> None:
+    def __init__(self, space: gym.Space, network: Network, own: Own) -> None:
         super().__init__()
-        encoding = Encoding(network.normalize_observation, network.images, network.channels)
-        self.encoder: Any = encoder_for(space, encoding)
+        if own.encoder is None:
+            encoding = Encoding(network.normalize_observation, network.images, network.channels)
+            self.encoder: Any = encoder_for(space, encoding)
+        else:
+            self.encoder = Rows(own.encoder, space, network.normalize_observation)
         self.core: Any = None
-        if network.memory != "none":
+        if own.core is not None:
+            self.core = own_core(own.core, self.encoder.features)
+        elif network.memory != "none":
             more = dict(window=network.memory_window) if network.memory == "transformer" else {}
             self.core = CORES[network.memory](self.encoder.features, network.memory_size, **more)
         self.features: int = (self.core or self.encoder).features
@@ -84,16 +91,19 @@ class ActorCritic(nn.Module):
     `network.trunk` is separate.
     """
 
-    def __init__(self, observation_space: gym.Space, action_space: gym.Space, network: Network) -> None:
+    def __init__(
+        self, observation_space: gym.Space, action_space: gym.Space, network: Network, own: Own = OURS
+    ) -> None:
         super().__init__()
-        self.space, self.masked = observation_space, has_mask(observation_space)
+        self.masked = has_mask(observation_space)
         seen = without_mask(observation_space, action_space) if self.masked else observation_space
         self.frames = Frames(seen, network.frame_stack) if network.frame_stack > 1 else None
         seen = seen if self.frames is None else self.frames.space
-        self.trunk = Trunk(seen, network)
+        self.trunk = Trunk(seen, network, own)
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
-        self.critic_trunk = Trunk(seen, network) if apart else None
-        self.remembers, self.sequence = network.remembers, network.sequence
+        self.critic_trunk = Trunk(seen, network, own) if apart else None
+        self.remembers = self.frames is not None or self.trunk.core is not None
+        self.sequence = network.sequence
         self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
         shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
         self.actor = tower((*shape, self.head.outputs), activation, 0.01, network.layer_norm)
@@ -114,19 +124,18 @@ class ActorCritic(nn.Module):
     @torch.no_grad()
     def act(self, observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any]:
         features, _, memory = self._step(observation, memory, start)
-        distribution = self._distribution(features, observation)
+        distribution = distribution_of(self.head, self.actor(features), observation)
         return distribution.mode() if noise is None else distribution.sample(noise), memory
 
     def to_env(self, action: Any) -> Any:
-        arrays = action.cpu().numpy() if isinstance(action, Tensor) else tree_map(lambda x: x.cpu().numpy(), action)
-        return self.head.to_env(arrays)
+        return self.head.to_env(to_arrays(action))
 
     def value(self, observation: Any, memory: Any = (), start: Tensor | None = None) -> Tensor:
         return self.critic(self._step(observation, memory, start)[1]).squeeze(-1)
 
     def evaluate(self, batch: Batch) -> Evaluation:
         acting, judging = self._seen(batch)
-        distribution = self._distribution(acting, batch.observation)
+        distribution = distribution_of(self.head, self.actor(acting), batch.observation)
         return Evaluation(distribution.logp(batch.action), self.critic(judging).squeeze(-1), distribution)
 
     @torch.no_grad()
@@ -185,26 +194,6 @@ class ActorCritic(nn.Module):
     def _besides_mask(self, observation: Any) -> Any:
         return {key: part for key, part in observation.items() if key != MASK} if self.masked else observation
 
-    def _distribution(self, features: Tensor, observation: Any) -> Any:
-        outputs = self.actor(features)
-        return self.head(outputs, observation[MASK]) if self.masked else self.head(outputs)
-
-    def blank(self, *shape: int) -> Batch:
-        """A batch of dead rows [*shape], with the columns that a source collects for this policy, all zero."""
-        observation = tree_map(lambda x: torch.from_numpy(x).to(self.device), zeros(self.space, *shape))
-        number = torch.zeros(shape, device=self.device)
-        numbers = dict.fromkeys(("reward", "logp", "value", "next_value"), number)
-        flags = dict.fromkeys(("mask", "start", "terminated", "truncated"), number.bool())
-        steps, lanes = shape
-        action = self.act(tree_map(lambda x: x[0], observation), None, self.initial(lanes))[0]
-        action = tree_map(lambda x: torch.zeros_like(x).expand(steps, *x.shape).clone(), action)
-        batch = Batch(observation=observation, action=action, **numbers, **flags)
-        if not self.remembers:
-            return batch
-        pieces = steps // self.sequence
-        memory = tree_map(lambda x: x.expand(pieces, *x.shape).clone(), self.initial(lanes))
-        return batch.replace(memory=memory)
-
     def observe(self, batch: Batch) -> None:
         if self.frames is None:
             shown = self._besides_mask(batch.observation)
@@ -214,6 +203,17 @@ class ActorCritic(nn.Module):
         for trunk in (self.trunk, self.critic_trunk):
             if trunk is not None:
                 trunk.observe(shown, batch.mask)
+
+
+def distribution_of(head: Any, outputs: Tensor, observation: Any) -> Any:
+    """The head's distribution, over what the observation's mask allows where it has one."""
+    masked = isinstance(observation, dict) and MASK in observation
+    return head(outputs, observation[MASK]) if masked else head(outputs)
+
+
+def to_arrays(tree: Any) -> Any:
+    """A tree of tensors as NumPy arrays."""
+    return tree_map(lambda x: x.cpu().numpy(), tree)
 
 
 def has_mask(space: gym.Space) -> bool:

@@ -1,9 +1,9 @@
 """Encoders: from what an environment shows to features.
 
 An encoder is an nn.Module with two things: `features`, how many numbers it makes of an observation, and
-`forward(observation)`, from a tensor [..., leaf shape] or a nested dict or tuple of them to [..., features]. A user's
-own is as good as those here. One that keeps running statistics has `observe(observation, mask)` too, which takes in
-the rows where mask [...] is True. Leaves come as `observations.storage` says.
+`forward(observation)`, from a tensor [..., leaf shape] or a nested dict or tuple of them to [..., features]. One that
+keeps running statistics has `observe(observation, mask)` too, which takes in the rows where mask [...] is True. Leaves
+come as `observations.storage` says. A user's own is `own.Rows`.
 """
 
 from __future__ import annotations

@@ -10,8 +10,8 @@ import torch
 
 from proximo.batch import leaves_of, tree_map
 from proximo.errors import ConfigError, EnvFailure, NonFiniteError
-from proximo.models.actor_critic import ActorCritic
 from proximo.observations import pointer, space_map
+from proximo.policy import Policy
 from proximo.sources.buffers import Leaf, stored_leaves, taken
 
 
@@ -21,7 +21,7 @@ class Agent:
     One that remembers goes on where it was with every `act`; `reset()` tells it that an episode begins.
     """
 
-    def __init__(self, policy: ActorCritic, observation_space: gym.Space, action_space: gym.Space) -> None:
+    def __init__(self, policy: Policy, observation_space: gym.Space, action_space: gym.Space) -> None:
         self.policy = policy
         self.observation_space, self.action_space = observation_space, action_space
         self.leaves = stored_leaves(observation_space)

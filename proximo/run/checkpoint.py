@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors
+import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
@@ -44,8 +45,8 @@ class Checkpoint:
 def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mapping[str, Tensor], info: Any) -> Path:
     """Write checkpoints/<step>, whole or not at all; CheckpointError if the disk refuses."""
     files = {
-        MODEL: save_tensors({k: v.detach().cpu().contiguous() for k, v in model.items()}),
-        STATE: save_tensors({k: v.detach().cpu().contiguous() for k, v in state.items()}),
+        MODEL: save_tensors(apart(model)),
+        STATE: save_tensors(apart(state)),
         INFO: to_json(info),
     }
     entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
@@ -69,6 +70,11 @@ def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mappi
         shutil.rmtree(aside, ignore_errors=True)
         raise CheckpointError(f"could not write {final}: {error}; the checkpoints before it are intact") from error
     return final
+
+
+def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies, for safetensors does not take two names of one tensor, as modules have whose weights are tied."""
+    return {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in tensors.items()}
 
 
 def _put_in_place(aside: Path, final: Path) -> None:

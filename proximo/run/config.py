@@ -15,6 +15,7 @@ from proximo.algorithms import algorithm_named
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.network import Network
+from proximo.models.own import PARTS
 from proximo.sources.options import options_from
 
 # What other libraries call a setting.
@@ -112,6 +113,7 @@ class Resolved:
     network: Network
     registered: bool = True  # env is an id; False for a maker or a vector environment from Python
     spaces: dict[str, Any] = field(default_factory=dict)
+    yours: tuple[str, ...] = ()  # the parts of the policy that came from Python, of `PARTS`
 
     def __post_init__(self) -> None:
         rollout = self.rollout
@@ -124,8 +126,9 @@ class Resolved:
                 f"{parts} minibatches do not divide a batch of {rollout} steps ({self.run.envs} envs × "
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
             )
-        if self.network.remembers:
-            self._check_sequences(parts)
+        self._check_network()
+        if self.network.remembers or "core" in self.yours:
+            self.check_sequences(self.network.sequence)
         if rollout // parts < 2:
             raise ConfigError(f"{parts} minibatches of {rollout} steps leave one step each: at least 2 are needed")
         if self.run.steps < rollout:
@@ -134,9 +137,17 @@ class Resolved:
                 f"{self.algorithm.horizon} horizon): raise --steps, or lower --envs or --horizon"
             )
 
-    def _check_sequences(self, parts: int) -> None:
-        """A policy with a memory learns from whole sequences."""
-        length, horizon = self.network.sequence, self.algorithm.horizon
+    def _check_network(self) -> None:
+        """No setting is asked of a part that the user brings."""
+        idle = dict(encoder=("images", "channels"), core=("memory", "memory_size", "memory_window"))
+        for part in self.yours:
+            for name in idle.get(part, vars(self.network)):
+                if getattr(self.network, name) != getattr(Network(), name):
+                    raise ConfigError(f"{name} is set, but you bring {part}=… of your own: leave it out")
+
+    def check_sequences(self, length: int) -> None:
+        """ConfigError unless a policy with a memory can learn from whole sequences of this length."""
+        horizon, parts = self.algorithm.horizon, getattr(self.algorithm, "minibatches", 1)
         if horizon % length:
             raise ConfigError(
                 f"sequences of {length} steps do not divide a horizon of {horizon}: give another --sequence"
@@ -160,7 +171,14 @@ class Resolved:
         return dataclasses.asdict(self)
 
 
-def resolved(env: str, algo: str, preset: str, settings: dict[str, Any], registered: bool = True) -> Resolved:
+def resolved(
+    env: str,
+    algo: str,
+    preset: str,
+    settings: dict[str, Any],
+    registered: bool = True,
+    yours: tuple[str, ...] = (),
+) -> Resolved:
     """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
     owners = known_settings(algo)
     for name in settings:
@@ -172,7 +190,7 @@ def resolved(env: str, algo: str, preset: str, settings: dict[str, Any], registe
         _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
         for owner in (RunConfig, algorithm_named(algo).Config, Network)
     )
-    return Resolved(env, algo, preset, run, algorithm, network, registered)
+    return Resolved(env, algo, preset, run, algorithm, network, registered, yours=yours)
 
 
 def known_settings(algo: str) -> dict[str, type]:
@@ -198,8 +216,11 @@ def from_json(tree: Any) -> Resolved:
             raise ConfigError(f"config.json: {name} is {tree[name]!r}, not a string")
     if not isinstance(tree["spaces"], dict) or not isinstance(tree["registered"], bool):
         raise ConfigError("config.json: spaces must be an object and registered true or false")
+    if not isinstance(tree["yours"], list) or tree["yours"] != [part for part in PARTS if part in tree["yours"]]:
+        raise ConfigError(f"config.json: yours is {tree['yours']!r}, not some of {', '.join(PARTS)}")
     sections = {"run": RunConfig, "algorithm": algorithm_named(tree["algo"]).Config, "network": Network}
-    return Resolved(**{**tree, **{name: _built(owner, tree[name]) for name, owner in sections.items()}})
+    built = {name: _built(owner, tree[name]) for name, owner in sections.items()}
+    return Resolved(**{**tree, **built, "yours": tuple(tree["yours"])})
 
 
 def _built(owner: type[Any], settings: Any) -> Any:

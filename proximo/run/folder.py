@@ -99,6 +99,8 @@ def config_to_repeat(path: Path, env: str | None, preset: str) -> Resolved:
         raise ConfigError(f"{path} holds every setting already: leave out --preset")
     if ":" in config.env and env is None:
         raise ConfigError(f"{path} names {config.env}, which imports a module: give the environment yourself")
+    if config.yours:
+        raise ConfigError(f"{path}: its {config.yours[0]} was made in Python; use proximo.train(…)")
     if not config.registered:
         raise ConfigError(f"{path}: {config.env} was made in Python; use proximo.train(…)")
     return config

@@ -5,19 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from proximo.drift import tensors_of
 from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
-from proximo.models.actor_critic import ActorCritic
+from proximo.models.actor_critic import OURS, ActorCritic
+from proximo.models.own import PARTS, MakeCore, MakeEncoder, MakePolicy, Own, must_be_float32, own_policy
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.machine import threads
 from proximo.run.run import load_policy, must_match
+from proximo.run.seeding import borrowed_generators
 from proximo.run.spaces import space_from_json
 from proximo.sources.making import MANY, EnvLike, single
 from proximo.updaters.optimizer import packed
@@ -25,23 +28,38 @@ from proximo.updaters.optimizer import packed
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory
 
 
-def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Agent:
+def load(
+    path: str | Path,
+    say: Callable[[str], None] = lambda text: None,
+    *,
+    encoder: MakeEncoder | None = None,
+    core: MakeCore | None = None,
+    policy: MakePolicy | None = None,
+) -> Agent:
     """The agent of a run's newest good checkpoint (or of one checkpoint's folder), without its environment.
 
-    No code from the folder is run. Raises RunFolderError or CheckpointError, in bounded time and memory.
+    `encoder`, `core` and `policy` are those that it was trained with, where these came from you. No code from the
+    folder is run. Raises RunFolderError, CheckpointError or ConfigError, in bounded time and memory.
     """
+    return load_agent(path, say, Own(encoder, core, policy))
+
+
+def load_agent(path: str | Path, say: Callable[[str], None] = lambda text: None, own: Own = OURS) -> Agent:
+    """`load`, given what a user brings as one."""
     path = Path(path)
     config = folder.read_config(run_of(path))
     saved = checkpoint.load(path) if run_of(path) != path.resolve() else checkpoint.latest(path, say)
     must_match(config, saved)
-    agent = agent_of(config, "cpu", fresh=False)
+    agent = agent_of(config, "cpu", own, fresh=False)
     load_policy(agent.policy, saved)
     return agent
 
 
-def opened(path: Path, env: EnvLike | None, say: Callable[[str], None]) -> tuple[Agent, EnvLike, RunConfig]:
+def opened(
+    path: Path, env: EnvLike | None, say: Callable[[str], None], own: Own = OURS
+) -> tuple[Agent, EnvLike, RunConfig]:
     """The agent of a run, the environment it was trained on, and the run's configuration."""
-    agent = load_agent(path, say)
+    agent = load_agent(path, say, own)
     config = folder.read_config(run_of(path))
     return agent, environment_of(config, env), config.run
 
@@ -51,11 +69,15 @@ def evaluate_run(
     episodes: int = 20,
     env: EnvLike | None = None,
     say: Callable[[str], None] = lambda text: None,
+    *,
+    encoder: MakeEncoder | None = None,
+    core: MakeCore | None = None,
+    policy: MakePolicy | None = None,
 ) -> Score:
-    """Play whole episodes with a run's newest good checkpoint; `env` as in `resume`."""
+    """Play whole episodes with a run's newest good checkpoint; `env`, `encoder`, `core` and `policy` as in `resume`."""
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
-    agent, env, run = opened(Path(path), env, say)
+    agent, env, run = opened(Path(path), env, say, Own(encoder, core, policy))
     if isinstance(env, MANY):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
     with threads(run.threads):
@@ -70,11 +92,11 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if (path / checkpoint.MANIFEST).exists() else path
 
 
-def reference_of(config: Resolved) -> dict[str, Tensor]:
+def reference_of(config: Resolved, own: Own = OURS) -> dict[str, Tensor]:
     """The policy that the run measures drift from, as its tensors; ConfigError unless it is one of the same kind."""
     path = Path(config.run.drift_reference or "")
     try:
-        other, policy = folder.read_config(run_of(path)), load_agent(path).policy
+        other, policy = folder.read_config(run_of(path)), load_agent(path, own=own).policy
     except (RunFolderError, CheckpointError) as error:
         raise ConfigError(f"drift_reference: {error}") from None
     if other.spaces != config.spaces:
@@ -85,28 +107,57 @@ def reference_of(config: Resolved) -> dict[str, Tensor]:
     return tensors_of(policy)
 
 
-def agent_of(config: Resolved, device: str, fresh: bool = True) -> Agent:
+def agent_of(config: Resolved, device: str, own: Own = OURS, fresh: bool = True) -> Agent:
     """An agent for the configuration's spaces, its weights fresh or yet to be loaded.
 
-    Its size is checked before any memory is taken, since the configuration may be a stranger's.
+    What is ours of it has its size checked before any memory is taken, since the configuration may be a stranger's.
     """
-    spaces = {name: space_from_json(config.spaces.get(name)) for name in ("observation", "action")}
+    must_be_given(config, own)
+    observations, actions = (space_from_json(config.spaces.get(name)) for name in ("observation", "action"))
+
+    def build() -> Any:
+        if own.policy is not None:
+            return own_policy(own.policy, observations, actions)
+        return ActorCritic(observations, actions, config.network, own)
+
+    if fresh and own.names:
+        policy = build()  # at once: what a user's callables make, they make once
+    else:
+        with borrowed_generators():
+            policy = outline(build)
+        policy = build() if fresh else policy._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x)
+    must_be_float32(policy, own.names)
+    policy = policy.to(device)
+    packed(policy)
+    return Agent(policy, observations, actions)
+
+
+def outline(build: Callable[[], Any]) -> Any:
+    """What is built, without its numbers, but for what a user brings; ConfigError where it is too large."""
     try:
         with torch.device("meta"):
-            outline = ActorCritic(spaces["observation"], spaces["action"], config.network)
+            policy = build()
     except (RuntimeError, OverflowError, MemoryError, TypeError, ValueError) as error:
         if isinstance(error, ProximoError):
             raise
         raise ConfigError(f"the network cannot be built: {str(error).splitlines()[0]}") from None
-    size = sum(p.numel() for p in outline.parameters())
+    size = sum(p.numel() for p in policy.parameters())
     if size > LARGEST:
         raise ConfigError(f"the network would have {size:,} parameters; at most {LARGEST:,} are built")
-    if fresh:
-        policy = ActorCritic(spaces["observation"], spaces["action"], config.network).to(device)
-    else:
-        policy = outline._apply(lambda x: torch.empty_like(x, device=device) if x.is_meta else x.to(device))
-    packed(policy)
-    return Agent(policy, spaces["observation"], spaces["action"])
+    return policy
+
+
+def must_be_given(config: Resolved, own: Own) -> None:
+    """ConfigError unless a user brings the parts that the run was begun with, and no others."""
+    for part in PARTS:
+        kind = f"{'an' if part == 'encoder' else 'a'} {part} of your own"
+        if part in config.yours and part not in own.names:
+            raise ConfigError(
+                f"this run was trained with {kind}, which no folder holds: in Python pass it again, "
+                f"proximo.resume(folder, {part}=…), and so to proximo.load and proximo.evaluate"
+            )
+        if part in own.names and part not in config.yours:
+            raise ConfigError(f"this run was trained without {kind}: leave out {part}")
 
 
 def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proximo.algorithms import Algorithm
 from proximo.errors import CheckpointError
-from proximo.models.actor_critic import ActorCritic
+from proximo.policy import Policy
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved
@@ -45,7 +45,7 @@ class Run:
         return f"<Run of {self.config.algo} on {self.config.env}: {self.step:,} steps, {score}, in {self.folder}>"
 
     @property
-    def policy(self) -> ActorCritic:
+    def policy(self) -> Policy:
         return self.agent.policy
 
     @property
@@ -123,7 +123,7 @@ def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.step, run.update, run.seconds = step, update, seconds
 
 
-def load_policy(policy: ActorCritic, saved: checkpoint.Checkpoint) -> None:
+def load_policy(policy: Policy, saved: checkpoint.Checkpoint) -> None:
     """Put a checkpoint's model into a policy of the same shape."""
     restore(policy.state_dict(keep_vars=True), saved.model, f"{saved.path}: {checkpoint.MODEL}")
 

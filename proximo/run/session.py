@@ -8,14 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from proximo.algorithms import Expecting, algorithm_named
+from proximo.batch import leaves_of
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
+from proximo.models.actor_critic import OURS
 from proximo.models.distributions import head_for
+from proximo.models.network import Network
+from proximo.models.own import MakeCore, MakeEncoder, MakePolicy, Own, must_be_measured
 from proximo.observations import leaves
+from proximo.policy import blank
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.config import Resolved, changed, known_settings, resolved
 from proximo.run.ledger import Ledger
-from proximo.run.loading import agent_of, environment_of, reference_of
+from proximo.run.loading import agent_of, environment_of, must_be_given, reference_of
 from proximo.run.log import RunLog
 from proximo.run.loop import learn
 from proximo.run.machine import choose_compile, choose_device, computing
@@ -40,22 +45,27 @@ def train(
     preset: str = "auto",
     out: str | Path | None = None,
     quiet: bool = False,
+    encoder: MakeEncoder | None = None,
+    core: MakeCore | None = None,
+    policy: MakePolicy | None = None,
     **settings: Any,
 ) -> Run:
     """Train an agent, from nothing to a run's folder.
 
     `env` is a Gymnasium id, a callable that makes an environment, or a vector environment. `settings` are the fields
     of RunConfig, of the algorithm's Config and of Network, by name; they stand over the preset's, which stand over
-    the defaults. Raises a ProximoError, in one line, for what cannot work.
+    the defaults. `encoder`, `core` and `policy` make parts of the policy that stand in place of ours (see
+    docs/your-own-network.md). Raises a ProximoError, in one line, for what cannot work.
     """
+    own = Own(encoder, core, policy)
     if steps is not None:
         settings["steps"] = steps
     if "env_options" in settings:
         settings["env_options"] = said(settings["env_options"])
     if isinstance(env, MANY) and settings.setdefault("envs", env.num_envs) != env.num_envs:
         raise ConfigError(f"envs is {settings['envs']}, but the vector environment has {env.num_envs} lanes")
-    config, notes = preset_config(env, algo, preset, settings)
-    return begin(env, config, out, quiet, notes)
+    config, notes = preset_config(env, algo, preset, settings, own.names)
+    return begin(env, config, out, quiet, notes, own)
 
 
 def algorithm_asked(algo: str | None, config: str | None) -> str:
@@ -67,9 +77,12 @@ def algorithm_asked(algo: str | None, config: str | None) -> str:
 
 
 def preset_config(
-    env: EnvLike, algo: str, preset: str, settings: dict[str, Any] | None = None
+    env: EnvLike, algo: str, preset: str, settings: dict[str, Any] | None = None, yours: tuple[str, ...] = ()
 ) -> tuple[Resolved, list[str]]:
-    """The configuration of a preset with settings over it, and a note that says which it is and why."""
+    """The configuration of a preset with settings over it, and a note that says which it is and why.
+
+    A preset says nothing of a policy that is `yours`.
+    """
     algorithm_named(algo)
     if isinstance(env, MANY):
         action_space = env.single_action_space
@@ -78,20 +91,25 @@ def preset_config(
         action_space = one.action_space
         one.close()
     chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
-    taken = chosen.settings_for(algo, known_settings(algo))
-    config = resolved(name_of(env), algo, chosen.name, {**taken, **(settings or {})}, isinstance(env, str))
+    owners = known_settings(algo)
+    taken = chosen.settings_for(algo, owners)
+    if "policy" in yours:
+        taken = {name: value for name, value in taken.items() if owners[name] is not Network}
+    config = resolved(name_of(env), algo, chosen.name, {**taken, **(settings or {})}, isinstance(env, str), yours)
     why = "fits the environment" if preset == "auto" else "as asked"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
     return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
 
 
-def begin(env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str]) -> Run:
+def begin(
+    env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str], own: Own = OURS
+) -> Run:
     """Build a run from a resolved configuration, in a new folder, and train it."""
     config, lanes, choices = fitted(env, config)
     with computing(config.run):
         seed_all(config.run.seed)
-        run = build(env, config, lanes)
+        run = build(env, config, lanes, own)
         run.folder = folder.new_folder(out, config)
         save(run)
         return drive(run, quiet, notes + choices)
@@ -117,15 +135,21 @@ def resume(
     device: str | None = None,
     quiet: bool = False,
     stop_drift: float | None = None,
+    *,
+    encoder: MakeEncoder | None = None,
+    core: MakeCore | None = None,
+    policy: MakePolicy | None = None,
 ) -> Run:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
-    `env` is needed where the run was started from Python with a maker or a vector environment. `steps` extends the
-    run to that many in all, which is not the run of that length from the start (docs/architecture.md). `device` moves
-    it; the numbers then differ a little. `stop_drift` lets a run that strayed go on, or stops one earlier.
+    `env` is needed where the run was started from Python with a maker or a vector environment; `encoder`, `core` and
+    `policy` are those it was started with, where they came from you. `steps` extends the run to that many in all, which
+    is not the run of that length from the start (docs/architecture.md). `device` moves it; the numbers then differ a
+    little. `stop_drift` lets a run that strayed go on, or stops one earlier.
     """
-    path = Path(path)
+    path, own = Path(path), Own(encoder, core, policy)
     config = folder.read_config(path)
+    must_be_given(config, own)
     env = environment_of(config, env)
     if stop_drift is not None and not config.run.measures_drift:
         raise ConfigError(f"{path} was begun without max_kl, stop_drift or drift_reference: its drift is not known")
@@ -142,21 +166,27 @@ def resume(
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
     with computing(config.run):
         seed_all(config.run.seed)
-        run = build(env, config, lanes, fresh=saved is None)
+        run = build(env, config, lanes, own, fresh=saved is None)
         run.folder = path
-        if saved is not None:
-            load(run, saved)
-        else:
-            save(run)  # it was stopped before its first checkpoint, and begins again
-        if config.complete(run.step):
-            advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
-            raise RunFolderError(f"{path} is complete: {run.step:,} of {config.run.steps:,} steps are done; {advice}")
-        if run.strayed is not None:
-            raise RunFolderError(f"{path} {run.strayed}")
+        bring_back(run, saved)
         folder.write_config(path, config)
         folder.rewind(path, run.step)
         notes.append(f"resuming {path} at step {run.step:,}")
         return drive(run, quiet, notes)
+
+
+def bring_back(run: Run, saved: checkpoint.Checkpoint | None) -> None:
+    """Bring a run to where it was saved; RunFolderError where there is nothing to go on with."""
+    if saved is not None:
+        load(run, saved)
+    else:
+        save(run)  # it was stopped before its first checkpoint, and begins again
+    path, steps = run.folder, run.config.run.steps
+    if run.config.complete(run.step):
+        advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
+        raise RunFolderError(f"{path} is complete: {run.step:,} of {steps:,} steps are done; {advice}")
+    if run.strayed is not None:
+        raise RunFolderError(f"{path} {run.strayed}")
 
 
 def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
@@ -200,15 +230,20 @@ def spaces_of(lanes: Lanes) -> dict[str, Any]:
     return {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
 
 
-def build(env: EnvLike, config: Resolved, lanes: Lanes, fresh: bool = True) -> Run:
+def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: bool = True) -> Run:
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
-    agent = agent_of(config, config.run.device, fresh)
-    algorithm = algorithm_named(config.algo)(agent.policy, config.algorithm)
+    agent = agent_of(config, config.run.device, own, fresh)
+    policy, shown = agent.policy, agent.observation_space
+    if leaves_of(policy.initial(1)):
+        config.check_sequences(policy.sequence)
+    algorithm = algorithm_named(config.algo)(policy, config.algorithm)
     if isinstance(algorithm, Expecting):
-        algorithm.expect(agent.policy.blank(config.algorithm.horizon, config.run.envs))
+        algorithm.expect(blank(policy, shown, config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
     make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps, **config.run.options)
-    ledger = Ledger(agent.policy, config.run) if config.run.measures_drift else None
+    ledger = Ledger(policy, config.run) if config.run.measures_drift else None
+    if ledger is not None and own.names:
+        must_be_measured(policy, shown, own.names)
     if ledger is not None and fresh and config.run.drift_reference is not None:
-        restore(ledger.reference, reference_of(config), config.run.drift_reference)
+        restore(ledger.reference, reference_of(config, own), config.run.drift_reference)
     return Run(Path(), config, agent, algorithm, source, make_one, ledger)
