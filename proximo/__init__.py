@@ -4,6 +4,7 @@ from proximo.errors import (
     CheckpointError,
     ConfigError,
     EnvFailure,
+    ExportError,
     MissingExtra,
     NonFiniteError,
     ProximoError,
@@ -12,6 +13,7 @@ from proximo.errors import (
     UnsupportedSpace,
 )
 from proximo.run.agent import Agent
+from proximo.run.export import export_run as export
 from proximo.run.loading import evaluate_run as evaluate
 from proximo.run.loading import load_agent as load
 from proximo.run.run import Run
@@ -22,6 +24,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EnvFailure",
+    "ExportError",
     "MissingExtra",
     "NonFiniteError",
     "ProximoError",
@@ -30,6 +33,7 @@ __all__ = [
     "UnknownName",
     "UnsupportedSpace",
     "evaluate",
+    "export",
     "load",
     "resume",
     "train",

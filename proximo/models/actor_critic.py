@@ -131,7 +131,7 @@ class ActorCritic(nn.Module):
     def _features(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         if self.masked:
             observation = {key: part for key, part in observation.items() if key != MASK}
-        dtype = self.critic[0].weight.dtype
+        dtype = self.actor[0].weight.dtype
         if self.critic_trunk is None:
             features, memory = self.trunk(observation, memory, start, dtype)
             return features, features, memory
