@@ -52,7 +52,7 @@ class Exported(NamedTuple):
             for kind, port in ports
         ]
         how = f"acts as the agent does in {sum(LANES) * STEPS} steps"
-        checked = [f"{file}: {how}, greatest difference {far:.1e}" for file, far in self.files.items()]
+        checked = [f"{file}: {how}, greatest difference {far:.1g}" for file, far in self.files.items()]
         return [*checked, *lines]
 
 
@@ -95,7 +95,7 @@ def export_agent(agent: Agent, onnx: str | Path | None = None, torch: str | Path
         contents[file], runtime = make(traced, inputs, list(outputs))
         files[file] = disagreement(agent, program, runtime)
         if not files[file] <= TOLERANCE:
-            raise ExportError(f"{file} is not written: it would differ from the agent by {files[file]:.1e}")
+            raise ExportError(f"{file} is not written: it would differ from the agent by {files[file]:.1g}")
     for file, content in contents.items():
         write(file, content)
     return Exported(files, ports(inputs), ports(outputs))
@@ -119,12 +119,12 @@ def as_onnx(traced: Any, inputs: dict[str, Tensor], outputs: list[str]) -> tuple
         names: dict[str, Any] = dict(input_names=list(inputs), output_names=outputs)
         made = torch.onnx.export(traced, (inputs,), dynamo=True, verbose=False, **names)
         assert made is not None
-        graph = made.model_proto.graph
-        for value in (*graph.input, *graph.output, *graph.value_info):
+        model = made.model_proto
+        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
             for dimension in value.type.tensor_type.shape.dim:
                 if dimension.dim_param:
                     dimension.dim_param = "N"
-        content = made.model_proto.SerializeToString()
+        content = model.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
