@@ -60,7 +60,7 @@ def of_actions(agent: Agent, shown: Batch, own: list[Any], theirs: list[Any]) ->
     chosen, found = leaves_of(mode), list[float]()
     exact: list[Any] = leaves_of(unrounded(agent.policy.head).to_env(tree_map(lambda x: x.numpy(), mode)))
     for i, (head, space, ours, other) in enumerate(zip(heads, spaces, own, theirs, strict=True)):
-        if ours.dtype != other.dtype or ours.shape != other.shape or not all(map(space.contains, other)):
+        if ours.dtype != other.dtype or ours.shape != other.shape or not all(space.contains(np.asarray(x)) for x in other):
             return math.inf
         if (bounds := bounds_of(head)) is not None:
             further = abs(other - exact[i]) - abs(ours - exact[i])
@@ -112,7 +112,7 @@ def numbers(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> n
     if not isinstance(leaf.space, gym.spaces.Box):
         return rng.integers(2, size=(lanes, *leaf.shape)).astype(np.int8)
     low, high = (np.clip(bound.astype(np.float64), -1e6, 1e6) for bound in (leaf.space.low, leaf.space.high))
-    bounded = high - low < 1e6
+    bounded = high - low <= 20
     middle, spread = np.where(bounded, (low + high) / 2, np.clip(0, low, high)), np.where(bounded, (high - low) / 2, 1)
     encoder: Any = agent.policy.trunk.encoder
     if isinstance(encoder, TreeEncoder):
