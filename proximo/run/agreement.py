@@ -60,7 +60,8 @@ def of_actions(agent: Agent, shown: Batch, own: list[Any], theirs: list[Any]) ->
     chosen, found = leaves_of(mode), list[float]()
     exact: list[Any] = leaves_of(unrounded(agent.policy.head).to_env(tree_map(lambda x: x.numpy(), mode)))
     for i, (head, space, ours, other) in enumerate(zip(heads, spaces, own, theirs, strict=True)):
-        if ours.dtype != other.dtype or ours.shape != other.shape or not all(space.contains(np.asarray(x)) for x in other):
+        alike = ours.dtype == other.dtype and ours.shape == other.shape
+        if not alike or not all(space.contains(np.asarray(x)) for x in other):
             return math.inf
         if (bounds := bounds_of(head)) is not None:
             further = abs(other - exact[i]) - abs(ours - exact[i])
