@@ -4,6 +4,7 @@ from proximo.errors import (
     CheckpointError,
     ConfigError,
     EnvFailure,
+    ExportError,
     MissingExtra,
     NonFiniteError,
     ProximoError,
@@ -14,6 +15,7 @@ from proximo.errors import (
 from proximo.models.distributions import head_for
 from proximo.models.feed_forward import FeedForward
 from proximo.run.agent import Agent
+from proximo.run.export import export_run as export
 from proximo.run.loading import evaluate_run as evaluate
 from proximo.run.loading import load
 from proximo.run.run import Run
@@ -24,6 +26,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "EnvFailure",
+    "ExportError",
     "FeedForward",
     "MissingExtra",
     "NonFiniteError",
@@ -33,6 +36,7 @@ __all__ = [
     "UnknownName",
     "UnsupportedSpace",
     "evaluate",
+    "export",
     "head_for",
     "load",
     "resume",

@@ -1,6 +1,5 @@
 """The `proximo` command: train, resume, eval, … Each verb is a function, its arguments the flags."""
 
-import json
 import os
 import sys
 import threading
@@ -8,6 +7,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from json import dumps
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -18,7 +18,7 @@ from rich.console import Console
 from proximo.algorithms import algorithm_named
 from proximo.errors import ConfigError, ProximoError
 from proximo.models.network import Network
-from proximo.run import advice, catalogue, folder, loading, profile, seeds, session
+from proximo.run import advice, catalogue, export, folder, loading, profile, seeds, session
 from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video
 from proximo.run.plot import plot_drift, plot_runs
@@ -182,10 +182,7 @@ def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = No
         env: the environment again, where the folder alone must not name it (module:Id).
     """
     score = loading.evaluate_run(dir, episodes, env, warn)
-    if json:
-        print(to_json(score.row()))
-    else:
-        print(f"return {score.mean:.1f} ± {score.std:.1f} over {episodes} episodes")
+    print(dumps(score.row()) if json else f"return {score.mean:.1f} ± {score.std:.1f} over {episodes} episodes")
 
 
 def play(dir: Dir, video: Path, episodes: int = 1, env: str | None = None) -> None:
@@ -199,6 +196,17 @@ def play(dir: Dir, video: Path, episodes: int = 1, env: str | None = None) -> No
     """
     frames, returns = record_video(*loading.opened(dir, env, warn), video, episodes)
     print(f"{video}: {frames} frames, return {', '.join(f'{r:.1f}' for r in returns)}")
+
+
+def export_(dir: Dir, onnx: Path | None = None, torch: Path | None = None) -> None:
+    """Write the most likely actions of the newest good checkpoint as files for other programs; they are checked first.
+
+    Args:
+        dir: the run's folder, or one checkpoint's.
+        onnx: the ONNX file to write.
+        torch: the file of torch.export to write (.pt2); who loads such a file must trust it.
+    """
+    print(*export.export_run(dir, onnx, torch, warn).summary(), sep="\n")
 
 
 def plot(
@@ -220,10 +228,6 @@ def plot(
 def list_() -> None:
     """Show the algorithms, presets, backends and environments that are at hand."""
     catalogue.show(Console(soft_wrap=True, highlight=False))
-
-
-def to_json(tree: Any) -> str:
-    return json.dumps(tree)
 
 
 def warn(text: str) -> None:
@@ -250,7 +254,7 @@ def execute(argv: list[str]) -> int:
         print(f"proximo {version('proximo')}")
         return 0
     algo = session.algorithm_asked(said(argv, "--algo"), said(argv, "--config"))
-    others: dict[str, Callable[..., Any]] = {"resume": resume, "eval": eval_, "play": play, "plot": plot, "list": list_}
+    others = dict(resume=resume, eval=eval_, play=play, export=export_, plot=plot, list=list_)
 
     def parse(defaults: Defaults) -> Any:
         verbs = {"train": train_verb(defaults), **others, "profile": profile_verb(defaults)}
@@ -275,15 +279,10 @@ def main() -> None:
     warnings.filterwarnings("default" if debug else "ignore")
     try:
         sys.exit(execute(argv))
-    except ProximoError as error:
-        if debug:
-            traceback.print_exc()
-        print(f"proximo: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:  # a folder that may not be read, a disk that is gone
+    except (ProximoError, OSError) as error:  # the latter: a folder that may not be read, a disk that is gone
         if debug:
             traceback.print_exc()
         print(f"proximo: {error}", file=sys.stderr)

@@ -46,6 +46,10 @@ class CheckpointError(ProximoError):
     """A checkpoint that cannot be written, or must not be trusted."""
 
 
+class ExportError(ProximoError, RuntimeError):
+    """A program that cannot be made of an agent, or that does something else."""
+
+
 class NonFiniteError(ProximoError, FloatingPointError):
     """A NaN or an infinity, stopped before it reached the weights."""
 

@@ -316,12 +316,13 @@ def test_list_names_everything_at_hand(command: Command) -> None:
 
 SETTINGS = " ".join(flags(name, True)[0] for name in ASKED)
 VERBS = {
-    "": "train resume eval play plot list profile --debug",
+    "": "train resume eval play export plot list profile --debug",
     "train": f"ENV --algo --preset --out --config --quiet --seeds --jobs {SETTINGS}",
     "profile": f"ENV --algo --preset --config --json {SETTINGS}",
     "resume": "DIR --steps --env --quiet --jobs --stop-drift",
     "eval": "DIR --episodes --json --env",
     "play": "DIR --video --episodes --env",
+    "export": "DIR --onnx --torch",
     "plot": "DIR --out --drift",
     "list": "--help",
 }

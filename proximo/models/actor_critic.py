@@ -182,7 +182,7 @@ class ActorCritic(nn.Module):
         return self._trunks(observation, memory, start)
 
     def _trunks(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
-        dtype = self.critic[0].weight.dtype
+        dtype = self.actor[0].weight.dtype
         if self.critic_trunk is None:
             features, memory = self.trunk(observation, memory, start, dtype)
             return features, features, memory
