@@ -54,11 +54,12 @@ def disagreement(agent: Agent, program: Program, runtime: Runtime) -> float:
 
 def of_actions(agent: Agent, shown: Batch, own: list[Any], theirs: list[Any]) -> float:
     """The greatest difference between the agent's own actions and theirs, leaf by leaf, [N, ...]."""
-    heads, spaces = parts(agent.policy.head), list[gym.Space]()
+    policy: Any = agent.policy
+    heads, spaces = parts(policy.head), list[gym.Space]()
     space_map(lambda path, space: spaces.append(space), agent.action_space)
     mode, _ = agent.policy.act(shown.observation, None, shown.memory, shown.start)
     chosen, found = leaves_of(mode), list[float]()
-    exact: list[Any] = leaves_of(unrounded(agent.policy.head).to_env(tree_map(lambda x: x.numpy(), mode)))
+    exact: list[Any] = leaves_of(unrounded(policy.head).to_env(tree_map(lambda x: x.numpy(), mode)))
     for i, (head, space, ours, other) in enumerate(zip(heads, spaces, own, theirs, strict=True)):
         alike = ours.dtype == other.dtype and ours.shape == other.shape
         if not alike or not all(space.contains(np.asarray(x)) for x in other):
@@ -115,11 +116,13 @@ def numbers(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> n
     low, high = (np.clip(bound.astype(np.float64), -1e6, 1e6) for bound in (leaf.space.low, leaf.space.high))
     bounded = high - low <= 20
     middle, spread = np.where(bounded, (low + high) / 2, np.clip(0, low, high)), np.where(bounded, (high - low) / 2, 1)
-    encoder: Any = agent.policy.trunk.encoder
+    policy: Any = agent.policy
+    encoder: Any = policy.trunk.encoder
     if isinstance(encoder, TreeEncoder):
         encoder = dict(encoder.leaves.items()).get(pointer(leaf.path), nn.Identity())
     for module in encoder.modules():
         if isinstance(module, Normalizer):
-            middle, spread = (x.numpy().reshape(leaf.shape) for x in (module.moments.mean, module.moments.std()))
+            moments = (module.moments.mean, module.moments.std())  # of stacks, the newest frame's
+            middle, spread = (x.numpy().reshape(-1, *leaf.shape)[-1] for x in moments)
     far = rng.normal(size=(lanes, *leaf.shape)) * rng.choice([0.3, 3.0, 30.0], (lanes, *[1] * len(leaf.shape)))
     return np.clip(middle + spread * far, leaf.space.low, leaf.space.high)

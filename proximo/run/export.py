@@ -18,11 +18,12 @@ import torch
 from torch import Tensor
 
 from proximo.errors import ConfigError, ExportError, MissingExtra, ProximoError
+from proximo.models.own import MakeCore, MakeEncoder, Own
 from proximo.run.agent import Agent
 from proximo.run.agreement import LANES, STEPS, Runtime, disagreement, observations
 from proximo.run.files import replace_durably
 from proximo.run.loading import load_agent
-from proximo.run.program import Program
+from proximo.run.program import Program, ours
 
 TOLERANCE = 1e-5
 NEEDED = ("onnx", "onnxscript", "onnxruntime")
@@ -61,12 +62,16 @@ def export_run(
     onnx: str | Path | None = None,
     torch: str | Path | None = None,
     say: Callable[[str], None] = lambda text: None,
+    *,
+    encoder: MakeEncoder | None = None,
+    core: MakeCore | None = None,
 ) -> Exported:
     """Write the most likely actions of a run's newest good checkpoint (or of one checkpoint) as files that stand alone.
 
-    As `export_agent`; raises what `load` raises, too.
+    As `export_agent`; `encoder` and `core` are those that it was trained with, where these came from you. Raises what
+    `load` raises, too.
     """
-    return export_agent(load_agent(path, say), onnx, torch)
+    return export_agent(load_agent(path, say, Own(encoder, core)), onnx, torch)
 
 
 def export_agent(agent: Agent, onnx: str | Path | None = None, torch: str | Path | None = None) -> Exported:
@@ -87,7 +92,7 @@ def export_agent(agent: Agent, onnx: str | Path | None = None, torch: str | Path
     if missing := [name for name in NEEDED if onnx is not None and importlib.util.find_spec(name) is None]:
         raise MissingExtra(f'writing ONNX needs {", ".join(missing)}: pip install "proximo[export]"')
     agent = copy.deepcopy(agent)  # what it remembers stays
-    agent.policy.cpu()
+    ours(agent).cpu()
     program = Program(agent)
     inputs, outputs, traced = trace(agent, program)
     contents, files = dict[Path, bytes](), dict[Path, float]()

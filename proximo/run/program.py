@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import leaves_of, with_leaves
+from proximo.errors import ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import (
     BernoulliHead,
@@ -37,7 +38,7 @@ class Program(nn.Module):
 
     def __init__(self, agent: Agent) -> None:
         super().__init__()
-        self.policy, self.space = acting(agent.policy), agent.observation_space
+        self.policy, self.space = acting(ours(agent)), agent.observation_space
         self.shown = named("observation", leaves(agent.observation_space))
         done = list[Path]()
         space_map(lambda path, leaf: done.append(path), agent.action_space)
@@ -61,6 +62,13 @@ class Program(nn.Module):
         chosen = zip(self.done.values(), self.units, leaves_of(action), strict=True)
         actions = {name: unit(part) for name, unit, part in chosen}
         return actions | {f"next_memory_{i}": tensor for i, tensor in enumerate(leaves_of(after))}
+
+
+def ours(agent: Agent) -> ActorCritic:
+    """An agent's policy; ConfigError for one of somebody's own making, whose parts are not known."""
+    if not isinstance(agent.policy, ActorCritic):
+        raise ConfigError("a policy of your own cannot be exported here: give torch.onnx.export your own module")
+    return agent.policy
 
 
 def acting(policy: ActorCritic) -> ActorCritic:
