@@ -56,9 +56,16 @@ def joined(past: Any, now: Any) -> Any:
 
 
 def episode_start(start: Tensor, known: Tensor) -> Tensor:
-    """The row [T, N] in which each row's episode began: −known where it did before the first one."""
+    """The row [T, N] in which each row's episode began: −known where it did before the first one.
+
+    A running maximum in log₂ T steps, of operations that every compiler and exporter knows.
+    """
     now = torch.arange(len(start), device=start.device).unsqueeze(-1)
-    return torch.where(start, now, -known).cummax(0).values
+    begun, reach = torch.where(start, now, -known), 1
+    while reach < len(begun):
+        begun = torch.cat([begun[:reach], torch.maximum(begun[reach:], begun[:-reach])])
+        reach *= 2
+    return begun
 
 
 def stack_index(first: Tensor, k: int) -> Tensor:
