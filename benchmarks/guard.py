@@ -98,7 +98,7 @@ def runner(work: Work, bound: float | None) -> Iterator[tuple[Run, loop.Guard, R
     more |= dict(normalize_observation=work.normalize, normalize_reward=work.normalize)
     config, _ = session.preset_config(work.env, "ppo", preset, settings | more)
     config, lanes, _ = session.fitted(work.env, config)
-    with tempfile.TemporaryDirectory() as folder, computing(config.run):
+    with tempfile.TemporaryDirectory() as folder, computing(config):
         seed_all(config.run.seed)
         run = session.build(work.env, config, lanes)
         run.folder = Path(folder)

@@ -56,7 +56,7 @@ class Trunk(nn.Module):
     def __init__(self, space: gym.Space, network: Network, own: Own) -> None:
         super().__init__()
         if own.encoder is None:
-            encoding = Encoding(network.normalize_observation, network.images, network.channels)
+            encoding = Encoding(network.normalize_observation, network.images, network.channels, network.precision)
             self.encoder: Any = encoder_for(space, encoding)
         else:
             self.encoder = Rows(own.encoder, space, network.normalize_observation)

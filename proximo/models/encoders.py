@@ -42,6 +42,9 @@ class Encoding:
     channels: Literal["auto", "first", "last"] = "auto"
     """Where an image's colours are: first (C×H×W), last (H×W×C), or whichever side is the shortest."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What image networks multiply in."""
+
 
 def encoder_for(space: gym.Space, encoding: Encoding | None = None) -> nn.Module:
     """The encoder of observations of this space; UnsupportedSpace, which names the leaf, where there is none.
@@ -60,7 +63,7 @@ def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
     shape, _ = storage(leaf, path)
     match leaf:
         case gym.spaces.Box() if is_image(leaf) and encoding.images != "numbers":
-            return ImageEncoder(shape, encoding.images, encoding.channels, pointer(path))
+            return ImageEncoder(shape, encoding.images, encoding.channels, pointer(path), encoding.precision)
         case gym.spaces.Box() | gym.spaces.MultiBinary():
             normalized = encoding.normalize and isinstance(leaf, gym.spaces.Box)
             vector = Normalizer(math.prod(shape)) if normalized else Vector(math.prod(shape))

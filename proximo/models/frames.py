@@ -41,7 +41,8 @@ class Frames:
         first = episode_start(start, known)
         index = stack_index(first, self.k)
         frames = joined(past, observation)
-        after = tree_map(lambda x: x[len(start) :].transpose(0, 1), frames)
+        # as it came, in memory too: a compiled step knows one layout
+        after = tree_map(lambda x: x[len(start) :].transpose(0, 1).contiguous(), frames)
         stacks = tree_map(lambda x: x.flatten(0, 1)[index], frames)
         return stacks, (after, (len(start) - first[-1]).clamp(max=self.k - 1))
 

@@ -31,6 +31,9 @@ class Network:
     channels: Literal["auto", "first", "last"] = "auto"
     """Where an image's colours are: first (C×H×W), last (H×W×C), or whichever side is the shortest."""
 
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What image networks multiply in; weights stay float32. bfloat16 is faster where the processor knows it."""
+
     frame_stack: int = 1
     """Observations that the policy sees together: the last ones of the episode, this one among them."""
 

@@ -75,7 +75,7 @@ def profile(env: EnvLike, config: Resolved, notes: list[str], quiet: bool = Fals
     if not quiet:
         print(*notes, *choices, sep="\n", file=sys.stderr, flush=True)
     with ExitStack() as stack:
-        stack.enter_context(computing(config.run))
+        stack.enter_context(computing(config))
         seed_all(config.run.seed)
         run = session.build(env, config, lanes)
         run.folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="proximo-profile-")))

@@ -107,7 +107,7 @@ def begin(
 ) -> Run:
     """Build a run from a resolved configuration, in a new folder, and train it."""
     config, lanes, choices = fitted(env, config)
-    with computing(config.run):
+    with computing(config):
         seed_all(config.run.seed)
         run = build(env, config, lanes, own)
         run.folder = folder.new_folder(out, config)
@@ -117,11 +117,12 @@ def begin(
 
 def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     """The configuration with all that depends on the environment and the machine, the lanes, and notes that say why."""
-    (device, reason), (mode, why) = choose_device(config, env), choose_compile(config)
+    device, reason = choose_device(config, env)
     lanes = lanes_for(
         env, config.run.envs, config.run.backend, config.run.max_episode_steps, device, config.run.options
     )
     spaces = spaces_of(lanes)
+    mode, why = choose_compile(replace(config, spaces=spaces))
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
     notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
@@ -164,7 +165,7 @@ def resume(
     lanes = lanes_for(env, c.envs, c.backend, c.max_episode_steps, c.device, c.options)
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
-    with computing(config.run):
+    with computing(config):
         seed_all(config.run.seed)
         run = build(env, config, lanes, own, fresh=saved is None)
         run.folder = path
