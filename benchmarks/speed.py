@@ -47,11 +47,13 @@ class Peer:
         return HERE / "peers" / f"{self.name}.py"
 
 
-OURS = ("--editable", f"{ROOT}[mujoco,envpool]")
+OURS = ("--editable", f"{ROOT}[mujoco,envpool,atari]")
+SB3 = ("stable-baselines3==2.9.2",)
 PEERS = (
-    Peer("ours", OURS, ("A", "A-tensor", "A-update", "B", "B8", "B-update")),
+    Peer("ours", OURS, ("A", "A-tensor", "A-update", "B", "B8", "B-update", "C")),
+    Peer("ours_bfloat16", OURS, ("C",)),
     Peer("ours_uncompiled", OURS, ("A", "A-tensor", "A-update", "B", "B8", "B-update")),
-    Peer("stable_baselines3", ("stable-baselines3==2.9.2", "gymnasium[mujoco]")),
+    Peer("stable_baselines3", (*SB3, "gymnasium[mujoco]", "ale-py", "opencv-python-headless"), ("A", "B", "B8", "C")),
     Peer("skrl", ("skrl==2.1.1", "gymnasium[mujoco]")),
     Peer("tianshou", ("tianshou==2.0.1", "gymnasium[mujoco]")),
     Peer("torchrl", ("torchrl==0.14.1", "gymnasium[mujoco]")),

@@ -15,6 +15,7 @@ SAME_TASK = {"A-tensor": "A"}  # where the reference does not do a work: the wor
 NAMES = {
     "ours": "Proximo",
     "ours_uncompiled": "Proximo, uncompiled",
+    "ours_bfloat16": "Proximo, bfloat16",
     "stable_baselines3": "Stable-Baselines3",
     "rsl_rl": "RSL-RL",
     "tianshou": "Tianshou",
@@ -31,6 +32,7 @@ SAID = {
     "B": "HalfCheetah-v5, 1 lane × 2048 steps, 10 epochs of 32 minibatches of 64, observations and rewards normalised.",
     "B8": "The same with 8 lanes × 256 steps.",
     "B-update": "B's update alone, on random data: median of a minibatch's time.",
+    "C": "Pong, NatureCNN, 8 lanes × 128 steps, 4 epochs of 4 minibatches of 256, two threads; nothing is compiled.",
 }
 
 

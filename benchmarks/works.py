@@ -29,6 +29,7 @@ class Work:
     adam_eps: float = 1e-5
     max_grad_norm: float = 0.5
     hidden: tuple[int, ...] = (64, 64)
+    pixels: bool = False  # NatureCNN on four stacked frames, shared by actor and critic; two threads
 
     @property
     def rollout(self) -> int:
@@ -49,6 +50,10 @@ class Work:
 
 CARTPOLE = Work("A", "CartPole-v1", envs=8, horizon=128, epochs=4, minibatch=256, lr=2.5e-4, steps=200_000)
 CHEETAH = Work("B", "HalfCheetah-v5", 1, horizon=2048, epochs=10, minibatch=64, lr=3e-4, steps=40_000, normalize=True)
+PONG = Work(
+    "C", "ALE/Pong-v5", envs=8, horizon=128, epochs=4, minibatch=256, lr=2.5e-4, steps=8192, clip=0.1, hidden=(),
+    pixels=True,
+)  # fmt: skip
 
 WORKS: dict[str, Work] = {
     work.name: work
@@ -59,5 +64,6 @@ WORKS: dict[str, Work] = {
         CHEETAH,
         replace(CHEETAH, name="B8", envs=8, horizon=256, steps=60_000),
         replace(CHEETAH, name="B-update"),
+        PONG,
     )
 }

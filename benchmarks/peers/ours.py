@@ -37,15 +37,15 @@ from proximo.updaters.sgd import sgd
 PACKAGES = ("proximo", "torch", "gymnasium", "numpy", "mujoco", "envpool")
 
 
-def main(name: str = "ours", compile: str = "on") -> None:
-    work, steps, seed = asked("A", "A-tensor", "B", "B8", "A-update", "B-update")
+def main(name: str = "ours", compile: str = "on", precision: str = "float32") -> None:
+    work, steps, seed = asked("A", "A-tensor", "B", "B8", "A-update", "B-update", "C")
     if work.name.endswith("update"):
         update_alone(name, work, compile == "on")
     else:
-        trained(name, work, steps, seed, compile)
+        trained(name, work, steps, seed, "auto" if work.pixels else compile, precision)
 
 
-def trained(name: str, work: Work, steps: int, seed: int, compile: str) -> None:
+def trained(name: str, work: Work, steps: int, seed: int, compile: str, precision: str) -> None:
     """The whole cycle, as `proximo train` does it."""
     updates: list[float] = []
     ppo.sgd = clocked(ppo.sgd, updates)
@@ -56,9 +56,12 @@ def trained(name: str, work: Work, steps: int, seed: int, compile: str) -> None:
             seed=seed,
             out=Path(folder) / "run",
             quiet=True,
-            preset="continuous" if work.normalize else "discrete",
+            preset="atari" if work.pixels else "continuous" if work.normalize else "discrete",
             backend="tensor" if work.name == "A-tensor" else "auto",
             compile=compile,
+            threads=2 if work.pixels else 1,
+            precision=precision,
+            max_episode_steps=500 if work.pixels else None,  # for the evaluation's sake
             envs=work.envs,
             horizon=work.horizon,
             epochs=work.epochs,
