@@ -1,0 +1,156 @@
+"""What policies see, remember and obey: does it learn? Trains tasks of each kind, and writes a table.
+
+    python benchmarks/policies.py [--only NAME …] [--seeds 3] [--work runs/policies] [--table]
+
+Each run is resumable: one that was stopped goes on from its last checkpoint, one that is done is not run again. Results
+are added to benchmarks/results/policies.json as they come; `--table` writes policies.md and the pictures from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import worlds
+from machine import machine, versions
+
+import proximo
+from proximo.run.folder import read_rows
+from proximo.run.plot import plot_runs
+
+RESULTS = Path(__file__).parent / "results"
+LSTM: dict[str, Any] = dict(memory="lstm", memory_size=64, sequence=32)
+SMALL: dict[str, Any] = dict(envs=16, horizon=128, epochs=10, minibatches=8, lr=1e-3, gamma=0.98, lam=0.9)
+SWING: dict[str, Any] = dict(envs=8, horizon=512, epochs=10, minibatches=16, lr=1e-3, gamma=0.9, lam=0.95)
+
+
+@dataclass(frozen=True)
+class Task:
+    """One environment, learned with some settings; the bar is the mean return to reach, None for a curve alone."""
+
+    name: str
+    env: str | Callable[[], gym.Env]
+    steps: int
+    bar: float | None
+    settings: dict[str, Any] = field(default_factory=dict)
+    training: bool = False  # what must reach the bar: the last 100 games of training, not the evaluation
+
+
+TASKS = (
+    Task("CartPole without velocities, LSTM", worlds.cartpole_without_velocities, 500_000, 450, SMALL | LSTM),
+    Task("CartPole without velocities, stack of 4", worlds.cartpole_without_velocities, 500_000, None,
+         SMALL | dict(frame_stack=4)),
+    Task("CartPole without velocities, no memory", worlds.cartpole_without_velocities, 500_000, None, SMALL),
+    Task("Pendulum without velocity, LSTM", worlds.pendulum_without_velocity, 1_000_000, -300, SWING | LSTM),
+    Task("Repeat previous (4 ago), LSTM", worlds.RepeatPrevious, 1_000_000, 0.95, SMALL | LSTM | dict(sequence=64)),
+    Task("Repeat previous (4 ago), transformer", worlds.RepeatPrevious, 1_000_000, 0.95,
+         SMALL | dict(memory="transformer", memory_size=64, memory_window=8, sequence=32)),
+    Task("Repeat previous (4 ago), no memory: 0.25 at best", worlds.RepeatPrevious, 300_000, None, SMALL),
+    Task("Taxi, masked; a forbidden action raises", worlds.strict_taxi, 1_000_000, 7, dict(entropy_coef=0.01)),
+    Task("MultiDiscrete: four dials", worlds.Dials, 300_000, 0.95, SMALL),
+    Task("Dict: a picture and a word, a hand and a place", worlds.Reach, 500_000, 0.8, SMALL | dict(gamma=0.5)),
+    Task("BipedalWalker-v3", "BipedalWalker-v3", 5_000_000, 280),
+    Task("Racetrack-v0", "Racetrack-v0", 300_000, None),
+    Task("Pong-v5", "Pong-v5", 10_000_000, 18, dict(precision="bfloat16", threads=2), training=True),
+    Task("Breakout-v5", "Breakout-v5", 10_000_000, None, dict(precision="bfloat16", threads=2)),
+    Task("StarpilotEasy-v0", "StarpilotEasy-v0", 5_000_000, None, dict(precision="bfloat16", threads=2)),
+)  # fmt: skip
+LONG = TASKS[-5:]  # hours each: one seed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", default=[], help="beginnings of names")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("runs/policies"))
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    chosen = [task for task in TASKS if not args.only or task.name.startswith(tuple(args.only))]
+    if not args.table:
+        for seed in range(args.seeds):
+            for task in chosen:
+                if seed == 0 or task not in LONG:
+                    row = trained(task, seed, args.work)
+                    keep(args.results, row)
+                    print(f"{task.name}, seed {seed}: {row['eval_mean']:.3f} in {row['seconds']:.0f} s", flush=True)
+    write_table(args.results, args.work)
+
+
+def folder(work: Path, task: Task, seed: int) -> Path:
+    return work / f"{''.join(c if c.isalnum() else '-' for c in task.name)}-{seed}"
+
+
+def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
+    """The result of one run."""
+    out, env = folder(work, task, seed), task.env if callable(task.env) else None
+    if not (out / "done").exists():
+        if (out / "config.json").exists():
+            proximo.resume(out, env=env, quiet=True)
+        else:
+            settings: dict[str, Any] = dict(eval_every=task.steps // 10, seed=seed) | task.settings
+            proximo.train(task.env, steps=task.steps, out=out, quiet=True, **settings)
+        (out / "done").write_text(time.strftime("%F %T"))
+    metrics, last = read_rows(out / "metrics.jsonl")[-1], read_rows(out / "eval.jsonl")[-1]
+    return {
+        "task": task.name,
+        "seed": seed,
+        "step": last["step"],
+        "eval_mean": last["return_mean"],
+        "eval_episodes": last["episodes"],
+        "train_return_last_100": metrics["return_mean"],
+        "seconds": round(metrics["seconds"], 1),
+        "machine": machine(),
+        "versions": versions(),
+    }
+
+
+def keep(results: Path, row: dict[str, Any]) -> None:
+    """Add or replace one run's result."""
+    results.mkdir(exist_ok=True)
+    path = results / "policies.json"
+    rows = json.loads(path.read_text()) if path.exists() else []
+    rows = [old for old in rows if (old["task"], old["seed"]) != (row["task"], row["seed"])] + [row]
+    path.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def write_table(results: Path, work: Path) -> None:
+    """policies.md, and a learning curve for each task whose runs are at hand."""
+    rows = json.loads((results / "policies.json").read_text())
+    lines = [
+        "# Policies that see, remember and obey",
+        "",
+        "Mean return of 20 evaluation episodes (most likely actions) at the end of training, and of the last 100 of",
+        "training (actions drawn; of games, whole ones). Fewer than 10 seeds is a pilot, which all of these are.",
+        "",
+        "    python benchmarks/policies.py",
+        "",
+        f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}.",
+        "",
+        "| task | steps | to reach | evaluation, each seed | last 100 of training | seconds a run (median) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for task in TASKS:
+        mine = sorted((row for row in rows if row["task"] == task.name), key=lambda row: row["seed"])
+        if not mine:
+            continue
+        bar = "–" if task.bar is None else f"≥ {task.bar:g}{' in training' if task.training else ''}"
+        each, drawn = (", ".join(f"{row[name]:.4g}" for row in mine) for name in ("eval_mean", "train_return_last_100"))
+        seconds = np.median([row["seconds"] for row in mine])
+        lines.append(f"| {task.name} | {mine[0]['step']:,} | {bar} | {each} | {drawn} | {seconds:,.0f} |")
+        runs = [path for row in mine if (path := folder(work, task, row["seed"])).exists()]
+        if runs:
+            plot_runs(runs, results / f"policies-{runs[0].name.rsplit('-', 1)[0]}.png")
+    described = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows}
+    (results / "policies.md").write_text("\n".join([*lines, "", *sorted(described), ""]))
+
+
+if __name__ == "__main__":
+    main()
