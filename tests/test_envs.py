@@ -146,7 +146,7 @@ def cartpole_lanes(backend: str) -> Callable[[int], gym.vector.VectorEnv]:
     if backend == "vector entry point":
         return lambda seed: gym.make_vec("CartPole-v1", 6, max_episode_steps=7)
     if backend == "envpool":
-        return lambda seed: EnvPoolLanes("CartPole-v1", 6, seed, max_episode_steps=7)
+        return lambda seed: EnvPoolLanes("CartPole-v1", 6, seed, limit=7)
     kind = {"sync": SyncVectorEnv, "async": AsyncVectorEnv}[backend]
     return lambda seed: kind([lambda: gym.make("CartPole-v1", max_episode_steps=7)] * 6)
 

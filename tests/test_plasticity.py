@@ -31,6 +31,7 @@ from proximo.models.actor_critic import ACTIVATIONS, ActorCritic
 from proximo.models.network import Network
 from proximo.objectives import clip, entropy, value_error
 from proximo.plasticity import ROWS, dead_units, feature_rank, in_use, sample
+from proximo.policy import blank
 from proximo.run.checkpoint import all_of
 from proximo.run.config import from_json, resolved
 from proximo.run.folder import read_rows
@@ -156,8 +157,8 @@ def policy_of(name: str) -> tuple[ActorCritic, Batch, list[int], list[int]]:
     torch.manual_seed(0)
     kind, network, actor, critic = WIDTHS[name]
     policy = ActorCritic(space_of(kind), gym.spaces.Discrete(3), Network(**network))
-    blank = policy.blank(8, 4)
-    batch = blank.map(
+    rows = blank(policy, space_of(kind), 8, 4)
+    batch = rows.map(
         lambda x: torch.randint(2, x.shape).to(x.dtype) if not x.is_floating_point() else torch.randn_like(x)
     )
     return policy, batch.replace(start=torch.zeros(8, 4, dtype=torch.bool)), actor, critic  # fmt: skip

@@ -216,7 +216,8 @@ def from_json(tree: Any) -> Resolved:
             raise ConfigError(f"config.json: {name} is {tree[name]!r}, not a string")
     if not isinstance(tree["spaces"], dict) or not isinstance(tree["registered"], bool):
         raise ConfigError("config.json: spaces must be an object and registered true or false")
-    if not isinstance(tree["yours"], list) or tree["yours"] != [part for part in PARTS if part in tree["yours"]]:
+    listed = isinstance(tree["yours"], (list, tuple))
+    if not listed or list(tree["yours"]) != [part for part in PARTS if part in tree["yours"]]:
         raise ConfigError(f"config.json: yours is {tree['yours']!r}, not some of {', '.join(PARTS)}")
     sections = {"run": RunConfig, "algorithm": algorithm_named(tree["algo"]).Config, "network": Network}
     built = {name: _built(owner, tree[name]) for name, owner in sections.items()}

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from proximo.batch import Batch, leaves_of, tree_map
+from proximo.policy import blank
 from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
 from proximo.run.run import Run
 from proximo.sources.envs import EnvSource
@@ -49,8 +51,11 @@ def gradient_of(run: Run, update: float, settle: Settle) -> Gradient:
 
 
 def operations(run: Run) -> int:
-    """Floating-point operations of the policy's linear layers on one row."""
-    return sum(2 * x.in_features * x.out_features for x in run.policy.modules() if isinstance(x, nn.Linear))
+    """Floating-point operations of the policy's matrix products and convolutions on one row."""
+    rows = blank(run.policy, run.agent.observation_space, run.config.algorithm.horizon, 1)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        run.policy.evaluate(rows)
+    return counter.get_total_flops() // len(rows.mask)
 
 
 def limits(run: Run, gradient: Gradient, settle: Settle) -> dict[str, float]:

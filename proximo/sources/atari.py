@@ -34,9 +34,16 @@ def register_games(name: str) -> None:
 def ale_lanes(name: str, lanes: int, options: dict[str, Any], limit: int | None) -> gym.vector.VectorEnv:
     """ale_py's vector environment: learning lanes, or where no option asks for these, whole games."""
     made = {"reward_clipping": False, **options}
+    if made.get(LIVES, False):  # its own way of that begins a new game after every life
+        made["life_loss_info"] = True
     if limit is not None:
         made["max_num_frames_per_episode"] = limit * made.get("frameskip", FRAMES)
-    return learning(made, lambda rest: gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **rest))
+
+    def make(rest: dict[str, Any]) -> gym.vector.VectorEnv:
+        rest = {key: value for key, value in rest.items() if key != LIVES}
+        return gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **rest)
+
+    return learning(made, make)
 
 
 def learning(options: dict[str, Any], make: Any) -> gym.vector.VectorEnv:

@@ -94,18 +94,24 @@ def lanes_for(
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
-    if chosen == "envpool":
-        make: MakeEnvs = lambda seed: envpool_lanes(str(env), lanes, seed, max_episode_steps, options)  # noqa: E731
-    elif chosen == "async":
-        make = lambda seed: WorkerLanes([worker(make_one, seed + i) for i in range(lanes)])  # noqa: E731
-    elif isinstance(env, str) and env.startswith(ALE):
-        make = lambda seed: ale_lanes(env, lanes, options, max_episode_steps)  # noqa: E731
-    elif isinstance(env, str) and has_own_vector(env):
-        extra: dict[str, Any] = {} if max_episode_steps is None else {"max_episode_steps": max_episode_steps}
-        make = lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **options, **extra)  # noqa: E731
-    else:
-        make = lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)  # noqa: E731
+    make = lanes_maker(env, make_one, lanes, chosen, max_episode_steps, options)
     return Lanes(quietly(make), *spaces, chosen, reason, limit)
+
+
+def lanes_maker(
+    env: Any, make_one: MakeEnv, lanes: int, backend: str, limit: int | None, options: dict[str, Any]
+) -> MakeEnvs:
+    """What makes the lanes of a seed."""
+    if backend == "envpool":
+        return lambda seed: envpool_lanes(env, lanes, seed, limit, options)
+    if backend == "async":
+        return lambda seed: WorkerLanes([worker(make_one, seed + i) for i in range(lanes)])
+    if isinstance(env, str) and env.startswith(ALE):
+        return lambda seed: ale_lanes(env, lanes, options, limit)
+    if isinstance(env, str) and has_own_vector(env):
+        more: dict[str, Any] = options | ({} if limit is None else {"max_episode_steps": limit})
+        return lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **more)
+    return lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)
 
 
 def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str) -> Lanes:

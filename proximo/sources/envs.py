@@ -152,7 +152,8 @@ class EnvSource:
         if self.score is None or self.over is None:
             self.episodes.add(reward, mask, ended)
         else:
-            self.episodes.add(as_float32(self.score * mask), mask, self.over & mask)
+            # where only a life ended, the row after it is no transition to learn from, and still pays
+            self.episodes.add(as_float32(self.score), mask, self.over)
         columns = dict(mask=mask, start=start, reward=reward, terminated=terminated, truncated=truncated)
         flat = {name: torch.from_numpy(column) for name, column in columns.items()}
         return Batch(observation=self.seen.column(), action=action, **flat).to(self.device)
