@@ -17,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from proximo.batch import Batch, leaves_of, tree_map
 from proximo.policy import blank
 from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
+from proximo.run.machine import has_images
 from proximo.run.run import Run
 from proximo.sources.envs import EnvSource
 from proximo.sources.tensors import TensorSource, walking
@@ -44,7 +45,8 @@ def gradient_of(run: Run, update: float, settle: Settle) -> Gradient:
     c = run.config
     parts = getattr(c.algorithm, "minibatches", 1)
     steps, rows = getattr(c.algorithm, "epochs", 1) * parts, c.rollout // parts
-    square = torch.rand(SQUARE, SQUARE, device=run.policy.device)
+    brief = has_images(c) and c.network.precision == "bfloat16"
+    square = torch.rand(SQUARE, SQUARE, device=run.policy.device).to(torch.bfloat16 if brief else torch.float32)
     speed = 2 * SQUARE**3 / seconds_of(lambda: torch.mm(square, square), settle).min()
     work = 3 * operations(run) * rows  # backward takes two products where forward takes one
     return Gradient(steps, rows, update / steps * 1e6, work / speed * 1e6, speed / 1e9)
