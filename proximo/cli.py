@@ -6,6 +6,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import version
 from json import dumps
 from pathlib import Path
@@ -23,6 +24,7 @@ from proximo.run.config import Resolved, RunConfig
 from proximo.run.play import record_video
 from proximo.run.plot import plot_drift, plot_runs
 from proximo.run.run import Run
+from proximo.sources.options import merged
 
 ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
 Dir = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -135,7 +137,8 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.S
         base, notes = session.preset_config(name, first.algo, first.preset)
         preset = base.preset
     asked = parse(Defaults(base.algorithm, base.run, base.network))
-    config = Resolved(name, base.algo, preset, asked.run, asked.algorithm, asked.network)
+    run = replace(asked.run, env_options=merged(base.run.env_options, asked.run.env_options))
+    config = Resolved(name, base.algo, preset, run, asked.algorithm, asked.network)
     if asked.form is not None:
         return advice.show(profile.profile(name, config, notes, asked.quiet), asked.form)
     if asked.seeds is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import proximo
-from proximo.errors import ConfigError, EnvFailure, MissingExtra
+from proximo.errors import ConfigError, MissingExtra, UnknownName
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.presets import PRESETS, preset_for
+from proximo.presets.screens import PROCGEN
 from proximo.run.checkpoint import all_of
 from proximo.run.play import record_video
 from proximo.sources.atari import Games, whole_games
@@ -26,6 +28,7 @@ from proximo.sources.envs import EnvSource
 from proximo.sources.making import single
 from proximo.sources.options import options_from, said
 from tests.test_suite import QUIET, SMALL
+from tests.toys import Cue
 
 LEARNING = dict(stack_num=1, episodic_life=True)
 OPTIONS = {"ALE/Breakout-v5": LEARNING | dict(reward_clipping=True), "Breakout-v5": LEARNING | dict(reward_clip=True)}
@@ -154,11 +157,41 @@ def test_options_reach_the_environment(tmp_path: Path) -> None:
 
 
 def test_a_makers_options_are_its_arguments(tmp_path: Path) -> None:
-    from tests.toys import Cue
-
     run = proximo.train(Cue, steps=128, env_options=["wait=2"], out=tmp_path / "run", **QUIET, **SMALL["ppo"])
     assert run.make_one is not None
     assert run.make_one().unwrapped.wait == 2  # type: ignore[attr-defined]
+
+
+def test_options_stand_over_the_presets_by_name(tmp_path: Path) -> None:
+    run = proximo.train("Breakout-v5", env_options={"img_width": 80}, out=tmp_path / "run", **SHORT)
+    assert run.config.run.options == dict(stack_num=1, episodic_life=True, reward_clip=True, img_width=80)
+
+
+@pytest.mark.parametrize(
+    "option", ['vzd_path="/tmp/evil"', "wad_path=evil", "xml_file=a", 'map="../evil"', "game_args=x"]
+)
+def test_a_file_names_no_file_or_program(option: str, tmp_path: Path) -> None:
+    """Some environments run a program that an option names: a stranger's folder must not choose it."""
+    run = proximo.train("CartPole-v1", steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    config = json.loads((run.folder / "config.json").read_text())
+    config["run"]["env_options"] = [option]
+    (run.folder / "config.json").write_text(json.dumps(config))
+    for verb in (proximo.evaluate, proximo.resume, proximo.load):
+        with pytest.raises(ConfigError, match="may name a file or a program"):
+            verb(run.folder)
+
+
+def test_a_makers_name_chooses_no_preset(tmp_path: Path) -> None:
+    class PongWorld(Cue):
+        pass
+
+    run = proximo.train(PongWorld, steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert run.config.preset == "discrete"
+
+
+def test_bfloat16_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="more precisely than bfloat16"):
+        proximo.train("CartPole-v1", steps=128, precision="bfloat16", max_kl=0.1, **QUIET, **SMALL["ppo"])
 
 
 def test_options_are_read() -> None:
@@ -175,8 +208,8 @@ def test_options_are_read() -> None:
         ("CartPole-v1", dict(env_options=["2x=1"]), ConfigError, "'2x=1' must read name=value"),
         ("Pendulum-v1", dict(env_options=["g=1", "g=2"]), ConfigError, "g is given twice"),
         ("Pendulum-v1", dict(env_options={"g": object()}), ConfigError, "must be JSON, or pass a maker"),
-        ("Pendulum-v1", dict(env_options=["mass=1"]), EnvFailure, "unexpected keyword argument 'mass'"),
-        ("Racetrack-v0", dict(env_options=["mass=1"]), ConfigError, "EnvPool cannot make Racetrack-v0"),
+        ("Pendulum-v1", dict(env_options=["mass=1"]), ConfigError, "Pendulum-v1 has no option mass"),
+        ("Racetrack-v0", dict(env_options=["duratio=1"]), UnknownName, "did you mean .*duration"),
         ("Racetrack-v0", dict(backend="sync"), ConfigError, "EnvPool's alone: use the envpool backend"),
         ("ALE/Pong-v5", dict(backend="async"), ConfigError, "threads of its own"),
         ("ALE/Pung-v5", {}, ConfigError, "Pung"),
@@ -218,10 +251,13 @@ def test_spaces_are_compared_leaf_by_leaf() -> None:
 def test_presets_name_environments_that_are() -> None:
     """Each beginning of an id in the screens' presets fits one of EnvPool's, and every Atari and Procgen game one."""
     ids = envpool_ids()
-    for name in ("atari-envpool", "procgen", "vizdoom", "minigrid", "racetrack", "lanekeeping", "highway"):
+    for name in ("atari-envpool", "vizdoom", "minigrid", "racetrack", "lanekeeping", "highway"):
         for start in PRESETS[name].fits:
             assert any(each.startswith(start) for each in ids), start
     action = gym.spaces.Discrete(6)
+    levels = [name for name in ids if name.startswith(PROCGEN) and name.endswith("-v0")]
+    assert len(levels) == 50
+    assert all(name.startswith(PRESETS["procgen"].fits) for name in levels)
     for name, preset in (("Pong-v5", "atari-envpool"), ("ALE/Pong-v5", "atari"), ("CoinrunHard-v0", "procgen")):
         assert preset_for(name, action, "ppo").name == preset
         assert preset_for(name, action, "dual_clip").name == preset

@@ -1,6 +1,7 @@
 """Presets for what is seen on a screen, and for EnvPool's other worlds: Atari, Procgen, ViZDoom, MiniGrid, driving.
 
-What the sources weigh as ½·c·(V − R)² or as c·(V − R)² is put here as c·½(V − R)².
+Half the squared error is weighed here: a source's c (V − R)² is a value_coef of 2 c, its ½ c (V − R)² one of c. Stacks
+of frames are learned from in sequences of 16 steps, where the papers drew single rows.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ DOOM = (
     "DeadlyCorridor-", "Deathmatch-", "DefendTheCenter-", "DefendTheLine-", "HealthGathering", "MyWayHome-",
     "PredictPosition-", "RocketBasic-", "SimplerBasic-", "TakeCover-",
 )
-RACETRACK, LANE = ("Racetrack", "racetrack"), ("LaneKeeping-", "lane-keeping-")
-ROADS = (
-    "Highway", "highway-", "Exit-", "exit-", "Intersection-", "intersection-v", "Merge-", "merge-", "Roundabout-",
-    "roundabout-", "TwoWay-", "two-way-", "UTurn-", "u-turn-",
+RACETRACK = (
+    "Racetrack-v", "RacetrackLarge-v", "RacetrackOval-v", "racetrack-v", "racetrack-large-v", "racetrack-oval-v",
 )
+LANE = ("LaneKeeping-v", "lane-keeping-v")
+ROADS = (
+    "Highway-v", "HighwayFast-v", "highway-v", "highway-fast-v", "Exit-v", "exit-v", "Intersection-v", "intersection-v",
+    "Merge-v", "merge-v", "Roundabout-v", "roundabout-v", "TwoWay-v", "two-way-v", "UTurn-v", "u-turn-v",
+)
+LEVELS = tuple(f"{game}{kind}-v" for game in PROCGEN for kind in ("Easy", "Hard", "Extreme", "Exploration", "Memory"))
 ENVPOOLS = tuple(f"{game}-v5" for game in GAMES)
 LIVES = ("stack_num=1", "episodic_life=true")
 ALE_OPTIONS = (*LIVES, "reward_clipping=true", "repeat_action_probability=0.0")
@@ -49,11 +54,12 @@ PIXELS: dict[str, Any] = RARELY | dict(
     entropy_coef=0.01, value_coef=0.5, max_grad_norm=0.5, hidden=(), activation="relu", images="nature", frame_stack=4,
 )
 A2C = RARELY | dict(
-    steps=10_000_000, envs=16, horizon=5, lr=7e-4, gamma=0.99, entropy_coef=0.01, value_coef=0.5, max_grad_norm=0.5,
+    steps=10_000_000, envs=16, horizon=5, lr=7e-4, anneal_lr=True, gamma=0.99, entropy_coef=0.01, value_coef=1.0,
+    max_grad_norm=0.5,
     hidden=(), activation="relu", images="nature", frame_stack=4, sequence=5,
 )
-ATARI = "Schulman et al. 2017, table 5, with the weights and clip of OpenAI Baselines' ppo2"
-OLDER = "OpenAI Baselines, a2c.py, Atari"
+ATARI = "Schulman et al. 2017, table 5, with the weights of OpenAI Baselines' ppo2, in sequences"
+OLDER = "OpenAI Baselines, a2c.py, Atari, for 10M steps instead of 80M"
 DRIVING = dict(
     envs=6, horizon=128, epochs=10, minibatches=12, lr=5e-4, anneal_lr=False, value_coef=1.0, hidden=(256, 256),
     normalize_observation=True,
@@ -65,7 +71,7 @@ SCREENS = (
     Preset("a2c-atari", OLDER, ("ALE/",), A2C | dict(env_options=ALE_OPTIONS), ("a2c",)),
     Preset("a2c-atari-envpool", OLDER, ENVPOOLS, A2C | dict(env_options=POOL_OPTIONS), ("a2c",)),
     Preset(
-        "procgen", "Cobbe et al. 2020 (arXiv:1912.01588), appendix D, on one worker", PROCGEN,
+        "procgen", "Cobbe et al. 2020 (arXiv:1912.01588), appendix D, on one worker", LEVELS,
         RARELY | dict(steps=25_000_000, envs=64, horizon=256, epochs=3, minibatches=8, lr=5e-4, anneal_lr=False,
                       gamma=0.999, lam=0.95, entropy_coef=0.01, value_coef=0.5, hidden=(), activation="relu",
                       images="impala", normalize_reward=True),
@@ -81,14 +87,17 @@ SCREENS = (
              lam=0.95, entropy_coef=0.01, value_coef=1.0, images="numbers", normalize_observation=True),
     ),
     Preset(
-        "racetrack", "highway-env, scripts/sb3_racetracks_ppo.py", RACETRACK,
+        "racetrack", "highway-env, scripts/sb3_racetracks_ppo.py, longer, observations normalised", RACETRACK,
         DRIVING | dict(steps=300_000, gamma=0.9),
     ),
     Preset(
         "lanekeeping", "the racetrack's; EnvPool ends no episode of it", LANE,
         DRIVING | dict(steps=300_000, gamma=0.9, max_episode_steps=200),
     ),
-    Preset("highway", "highway-env, scripts/sb3_highway_ppo.py", ROADS, DRIVING | dict(steps=200_000, gamma=0.8)),
+    Preset(
+        "highway", "highway-env, scripts/sb3_highway_ppo.py, observations normalised", ROADS,
+        DRIVING | dict(steps=200_000, gamma=0.8),
+    ),
     Preset(
         "bipedalwalker", "RL Baselines3 Zoo, ppo.yml, BipedalWalker-v3, annealed", ("BipedalWalker-v",),
         dict(steps=5_000_000, envs=32, horizon=2048, epochs=10, minibatches=1024, lr=3e-4, gamma=0.999, lam=0.95,

@@ -16,7 +16,7 @@ from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.network import Network
 from proximo.models.own import PARTS
-from proximo.sources.options import options_from
+from proximo.sources.options import must_be_harmless, options_from
 
 # What other libraries call a setting.
 ELSEWHERE = {
@@ -127,6 +127,8 @@ class Resolved:
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
             )
         self._check_network()
+        if self.network.precision != "float32" and self.run.measures_drift:
+            raise ConfigError("max_kl, stop_drift and drift_reference measure more precisely than bfloat16")
         if self.network.remembers or "core" in self.yours:
             self.check_sequences(self.network.sequence)
         if rollout // parts < 2:
@@ -150,7 +152,8 @@ class Resolved:
         horizon, parts = self.algorithm.horizon, getattr(self.algorithm, "minibatches", 1)
         if horizon % length:
             raise ConfigError(
-                f"sequences of {length} steps do not divide a horizon of {horizon}: give another --sequence"
+                f"sequences of {length} steps, which --memory and --frame-stack learn from, do not divide a horizon of "
+                f"{horizon}: give another --sequence"
             )
         if (self.rollout // length) % parts:
             raise ConfigError(
@@ -221,6 +224,7 @@ def from_json(tree: Any) -> Resolved:
         raise ConfigError(f"config.json: yours is {tree['yours']!r}, not some of {', '.join(PARTS)}")
     sections = {"run": RunConfig, "algorithm": algorithm_named(tree["algo"]).Config, "network": Network}
     built = {name: _built(owner, tree[name]) for name, owner in sections.items()}
+    must_be_harmless(built["run"].options, "config.json")
     return Resolved(**{**tree, **built, "yours": tuple(tree["yours"])})
 
 

@@ -91,6 +91,8 @@ def export_agent(agent: Agent, onnx: str | Path | None = None, torch: str | Path
             raise ConfigError(f"{file} is there already: remove it, or name another file")
     if missing := [name for name in NEEDED if onnx is not None and importlib.util.find_spec(name) is None]:
         raise MissingExtra(f'writing ONNX needs {", ".join(missing)}: pip install "proximo[export]"')
+    if onnx is not None and any(getattr(module, "brief", False) for module in ours(agent).modules()):
+        raise ExportError("ONNX Runtime has no bfloat16 convolutions: --torch writes a program of torch.export")
     agent = copy.deepcopy(agent)  # what it remembers stays
     ours(agent).cpu()
     program = Program(agent)

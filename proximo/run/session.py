@@ -31,7 +31,7 @@ from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
 from proximo.sources.backends import Lanes, lanes_for
 from proximo.sources.making import MANY, EnvLike, name_of, single
-from proximo.sources.options import options_from, said
+from proximo.sources.options import merged, options_from, said
 from proximo.state import restore
 
 FEW_UPDATES = 10
@@ -90,12 +90,19 @@ def preset_config(
         one = single(env, **options_from((settings or {}).get("env_options", ())))()
         action_space = one.action_space
         one.close()
-    chosen = preset_for(name_of(env), action_space, algo) if preset == "auto" else preset_named(preset)
+    chosen = (
+        preset_for(env if isinstance(env, str) else "", action_space, algo)
+        if preset == "auto"
+        else preset_named(preset)
+    )
     owners = known_settings(algo)
     taken = chosen.settings_for(algo, owners)
     if "policy" in yours:
         taken = {name: value for name, value in taken.items() if owners[name] is not Network}
-    config = resolved(name_of(env), algo, chosen.name, {**taken, **(settings or {})}, isinstance(env, str), yours)
+    asked = dict(settings or {})
+    if "env_options" in asked:
+        asked["env_options"] = merged(taken.get("env_options", ()), asked["env_options"])
+    config = resolved(name_of(env), algo, chosen.name, {**taken, **asked}, isinstance(env, str), yours)
     why = "fits the environment" if preset == "auto" else "as asked"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"

@@ -20,7 +20,7 @@ from proximo.errors import ConfigError, unknown
 from proximo.sources.atari import ALE, ale_lanes
 from proximo.sources.cartpole import CartPole
 from proximo.sources.contract import must_live_in_tensors
-from proximo.sources.envpool import envpool_lanes, envpool_serves, require_envpool
+from proximo.sources.envpool import envpool_lanes, envpool_serves, heeds_no_limit, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
 from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
 from proximo.sources.masks import allowed_action
@@ -86,9 +86,11 @@ def lanes_for(
     try:
         spaces = one.observation_space, one.action_space
         chosen, reason = (
-            (backend, "as asked") if backend != "auto" else choose(env, one, lanes, lambda: not options and serves())
+            (backend, "as asked")
+            if backend != "auto"
+            else choose(env, one, lanes, max_episode_steps, lambda: not options and serves())
         )
-        must_step_together(env, chosen)
+        must_step_together(env, chosen, max_episode_steps)
         if chosen == "envpool" and not serves():
             raise ConfigError(f"EnvPool's {env} has other spaces than Gymnasium's: use the sync or async backend")
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
@@ -124,21 +126,28 @@ def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str)
     return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), TensorSource)
 
 
-def must_step_together(env: EnvLike, backend: str) -> None:
+def must_step_together(env: EnvLike, backend: str, limit: int | None) -> None:
     """ConfigError for a backend that would step one lane after the other where only all together can be stepped."""
-    if isinstance(env, str) and envpool_alone(env) and backend != "envpool":
-        raise ConfigError(f"{env} is EnvPool's alone: use the envpool backend, or leave it to auto")
+    if isinstance(env, str) and envpool_alone(env):
+        if backend == "envpool" and limit is not None and heeds_no_limit(env):
+            raise ConfigError(f"EnvPool's lanes of {env} heed no --max-episode-steps: use the sync backend")
+        if backend != "envpool" and (backend != "sync" or not heeds_no_limit(env)):
+            raise ConfigError(f"{env} is EnvPool's alone: use the envpool backend, or leave it to auto")
     if isinstance(env, str) and env.startswith(ALE) and backend == "async":
         raise ConfigError(f"{env} has threads of its own, which step all lanes: use the sync backend")
 
 
-def choose(env: EnvLike, one: gym.Env, lanes: int, envpool_has_it: Callable[[], bool]) -> tuple[str, str]:
+def choose(
+    env: EnvLike, one: gym.Env, lanes: int, limit: int | None, envpool_has_it: Callable[[], bool]
+) -> tuple[str, str]:
     """The backend that is faster here, and why.
 
     EnvPool by rule alone, since its episodes differ from Gymnasium's; sync or async by the measured cost of a step,
     which cannot change a result, since both give the same numbers.
     """
     if isinstance(env, str) and envpool_alone(env):
+        if limit is not None and heeds_no_limit(env):
+            return "sync", "EnvPool's own lanes of it heed no limit of their episodes"
         return "envpool", "EnvPool alone has it"
     if isinstance(env, str) and has_own_vector(env):
         return "sync", "it has a vector environment of its own, which steps all lanes in one call"

@@ -92,11 +92,21 @@ def alike(a: gym.Space, b: gym.Space) -> bool:
     return a == b
 
 
+def family(name: str) -> str:
+    """The part of EnvPool that an id belongs to."""
+    return envpool().registration.registry.specs[name][0]
+
+
+def heeds_no_limit(name: str) -> bool:
+    """Whether EnvPool's lanes of this id go on after `max_episode_steps`, as its driving worlds do."""
+    return family(name) == "envpool.highway"
+
+
 def envpool_lanes(
     name: str, lanes: int, seed: int, limit: int | None = None, options: dict[str, Any] | None = None
 ) -> gym.vector.VectorEnv:
     """EnvPool's lanes; of Atari, as games to learn from where the options ask for that."""
-    atari = envpool().registration.registry.specs[name][0] == "envpool.atari"
+    atari = family(name) == "envpool.atari"
     make = lambda rest: EnvPoolLanes(name, lanes, seed, limit, rest)  # noqa: E731
     return learning(options or {}, make) if atari else make(options or {})
 
@@ -115,6 +125,9 @@ class EnvPoolLanes(gym.vector.VectorEnv):
             try:
                 self.pool: Any = envpool().make(name, env_type="gymnasium", **size, **extra)
             except Exception as error:
+                known = envpool().make_spec(name).config._fields
+                for option in extra.keys() - set(known) - {"render_mode"}:
+                    raise unknown(f"option of EnvPool's {name}", option, known) from None
                 raise ConfigError(f"EnvPool cannot make {name} with {size | extra}: {error}") from error
             self.single_observation_space = self.pool.observation_space
             self.single_action_space = self.pool.action_space

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,8 @@ def guarded(name: str, make: MakeEnv) -> gym.Env:
     except gym.error.Error as error:
         raise ConfigError(f"{name}: {error}") from None
     except Exception as error:
+        if strange := re.search(r"unexpected keyword argument '(\w+)'", str(error)):
+            raise ConfigError(f"{name} has no option {strange[1]}") from None
         raise EnvFailure(f"making {name} raised {type(error).__name__}: {error}") from error
 
 

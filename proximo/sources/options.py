@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proximo.errors import ConfigError
+
+PLAIN = re.compile(r"[\w-]+")
+POINTING = re.compile(r"path|dir|file|arg|cmd|command|exe|bin|module|entry|xml", re.IGNORECASE)
 
 
 def options_from(said: Sequence[str]) -> dict[str, Any]:
@@ -33,3 +37,27 @@ def said(options: Mapping[str, Any] | Sequence[str]) -> tuple[str, ...]:
         return tuple(f"{name}={json.dumps(value)}" for name, value in options.items())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"the environment's options must be JSON, or pass a maker instead: {error}") from None
+
+
+def merged(under: Sequence[str], over: Sequence[str]) -> tuple[str, ...]:
+    """Options over others, by name."""
+    return said(options_from(under) | options_from(over))
+
+
+def must_be_harmless(options: Mapping[str, Any], where: str) -> None:
+    """ConfigError for options out of a file that could name a file or a program: some environments run one.
+
+    Numbers, switches and nothing at all are harmless, and so are plain words for options that point to nothing.
+    """
+
+    def harmless(value: Any) -> bool:
+        if isinstance(value, list):
+            return all(map(harmless, value))
+        return value is None or isinstance(value, bool | int | float) or bool(PLAIN.fullmatch(str(value)))
+
+    for name, value in options.items():
+        if POINTING.search(name) or isinstance(value, dict) or not harmless(value):
+            raise ConfigError(
+                f"{where}: the environment's option {name}={value} may name a file or a program, and is not taken from "
+                "a file: remove it there, and pass a maker of your own from Python"
+            )
