@@ -79,7 +79,9 @@ def updated(
 
 
 @needs_compiler
-@pytest.mark.parametrize("name", SPACES)
+@pytest.mark.parametrize(
+    "name", [name if name in ("discrete", "box") else pytest.param(name, marks=pytest.mark.slow) for name in SPACES]
+)
 def test_an_update_gives_the_same_numbers(name: str) -> None:
     (one, told), (other, said) = updated(False, SPACES[name]), updated(True, SPACES[name])
     start = torch.cat([p.detach().reshape(-1) for p in policy_for(SPACES[name]).parameters()])

@@ -112,12 +112,13 @@ def files(run: Path) -> dict[str, bytes]:
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in run.rglob("*.safetensors")}
 
 
-@pytest.mark.parametrize("more", [dict(), dict(max_kl=1e-3), pytest.param(dict(compile="on"), marks=needs_compiler)])
+COMPILED = pytest.param(dict(compile="on"), marks=[needs_compiler, pytest.mark.slow])
+
+
+@pytest.mark.parametrize("more", [dict(), dict(max_kl=1e-3), COMPILED])
 @pytest.mark.parametrize("name", OWN)
 def test_it_resumes_to_the_byte(name: str, more: dict[str, Any], tmp_path: Path) -> None:
     """The checkpoints after the second are taken away, as if the run had been killed there."""
-    if "compile" in more and name != "encoder":
-        pytest.skip("compiling takes long")
     settings = {k: v for k, v in (TINY | more).items() if k != "sequence" or name != "policy"}
     settings |= dict(checkpoint_every=128, epochs=1, minibatches=1, horizon=16)
     run = proximo.train(Toy, **OWN[name], **settings, out=tmp_path / "whole")

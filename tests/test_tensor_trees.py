@@ -251,6 +251,7 @@ def test_a_plain_policy_walks_by_the_operations_it_always_did(traces: list[Trace
     assert traces[-1].results == traces[0].results
 
 
+@pytest.mark.slow  # a minute of compiling
 @needs_compiler
 def test_compiled_it_is_the_uncompiled_one_up_to_rounding(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

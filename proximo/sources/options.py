@@ -10,7 +10,8 @@ from typing import Any
 from proximo.errors import ConfigError
 
 PLAIN = re.compile(r"[\w-]+")
-POINTING = re.compile(r"path|dir|file|arg|cmd|command|exe|bin|module|entry|xml", re.IGNORECASE)
+POINTS = r"path|dir|directory|folder|root|file|filename|arg|cmd|command|exe|bin|binary|module|entry|entry_point|xml|url"
+POINTING = re.compile(rf"(^|_)({POINTS})s?(_|$)|(path|file|dir)s?$", re.IGNORECASE)
 
 
 def options_from(said: Sequence[str]) -> dict[str, Any]:
