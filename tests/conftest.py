@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -121,3 +121,14 @@ def hostile(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     shutil.copytree(trained, tmp_path / "hostile", ignore=lambda folder, names: {*names} - {"config.json"})
     plant(tmp_path / "hostile", trained, config_of(trained))
     return tmp_path / "hostile"
+
+
+# Algorithms whose gradient steps differ most; compiling is long, and the others' are compiled in slow runs.
+DISTINCT = ("ppo", "a2c", "penalty", "trpo", "reuse")
+
+
+def rest_slow(names: Iterable[str], kept: Collection[str], *more: Any, marks: Any = ()) -> list[Any]:
+    """A parameter set (name, *more) for each name, marked slow but for those that are kept."""
+    marks = marks if isinstance(marks, (list, tuple)) else [marks]
+    slow = pytest.mark.slow
+    return [pytest.param(name, *more, marks=[*marks, *([] if name in kept else [slow])]) for name in names]

@@ -31,6 +31,7 @@ from proximo.run.config import resolved
 from proximo.run.machine import choose_compile
 from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd
+from tests.conftest import DISTINCT, rest_slow
 from tests.toys import Toy, remembered
 
 SPACES = {
@@ -79,9 +80,7 @@ def updated(
 
 
 @needs_compiler
-@pytest.mark.parametrize(
-    "name", [name if name in ("discrete", "box") else pytest.param(name, marks=pytest.mark.slow) for name in SPACES]
-)
+@pytest.mark.parametrize("name", rest_slow(SPACES, ("discrete", "box")))
 def test_an_update_gives_the_same_numbers(name: str) -> None:
     (one, told), (other, said) = updated(False, SPACES[name]), updated(True, SPACES[name])
     start = torch.cat([p.detach().reshape(-1) for p in policy_for(SPACES[name]).parameters()])
@@ -96,7 +95,7 @@ MOVING = {"penalty": "beta", "adaptive_clip": "clip", "adaptive_lr": "lr"}
 
 
 @needs_compiler
-@pytest.mark.parametrize("algo", ALGORITHMS)
+@pytest.mark.parametrize("algo", rest_slow(ALGORITHMS, DISTINCT))
 def test_every_algorithm_is_compiled_once_and_for_all_its_updates(algo: str, caplog: pytest.LogCaptureFixture) -> None:
     """Updates of one graph, which is audited after the first and the sixteenth: what moves is seen by it."""
     wanted = dict(epochs=3, minibatches=2, cg_iterations=5)  # near their end, conjugate gradients magnify rounding

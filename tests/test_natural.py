@@ -27,6 +27,7 @@ from proximo.reduce import masked_mean
 from proximo.updaters.adam import Adam
 from proximo.updaters.natural import conjugate_gradient, fisher_vector_product, natural_step
 from proximo.updaters.sgd import sgd
+from tests.conftest import rest_slow
 from tests.test_compiled import SPACES, Numbers, batch_for, needs_compiler, policy_for
 
 every_space = pytest.mark.parametrize("name", SPACES)
@@ -304,7 +305,7 @@ def test_without_an_advantage_there_is_no_step() -> None:
 
 
 @needs_compiler
-@every_space
+@pytest.mark.parametrize("name", rest_slow(SPACES, ("discrete", "box")))
 def test_a_compiled_step_is_the_uncompiled_one(name: str) -> None:
     few = dict(fraction=0.5, iterations=5)  # more of them make more of what rounding does
     one, told = after(name, 10, **few)
