@@ -127,8 +127,6 @@ class Resolved:
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
             )
         self._check_network()
-        if self.network.precision != "float32" and self.run.measures_drift:
-            raise ConfigError("max_kl, stop_drift and drift_reference measure more precisely than bfloat16")
         if self.network.remembers or "core" in self.yours:
             self.check_sequences(self.network.sequence)
         if rollout // parts < 2:
@@ -152,8 +150,8 @@ class Resolved:
         horizon, parts = self.algorithm.horizon, getattr(self.algorithm, "minibatches", 1)
         if horizon % length:
             raise ConfigError(
-                f"sequences of {length} steps, which --memory and --frame-stack learn from, do not divide a horizon of "
-                f"{horizon}: give another --sequence"
+                f"sequences of {length} steps do not divide a horizon of {horizon}: give another --sequence "
+                "(--memory and --frame-stack learn from whole ones)"
             )
         if (self.rollout // length) % parts:
             raise ConfigError(

@@ -23,7 +23,7 @@ from proximo.run.ledger import Ledger
 from proximo.run.loading import agent_of, environment_of, must_be_given, reference_of
 from proximo.run.log import RunLog
 from proximo.run.loop import learn
-from proximo.run.machine import choose_compile, choose_device, computing
+from proximo.run.machine import choose_compile, choose_device, computing, has_images
 from proximo.run.panel import reporter_for
 from proximo.run.plot import has_curve, plot_runs
 from proximo.run.run import Run, load, save
@@ -132,6 +132,8 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     mode, why = choose_compile(replace(config, spaces=spaces))
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
+    if config.network.precision != "float32" and config.run.measures_drift and has_images(config):
+        raise ConfigError("max_kl, stop_drift and drift_reference measure more precisely than bfloat16")
     notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
     return config, lanes, notes + cautions(config, lanes)
 
