@@ -139,7 +139,7 @@ class Resolved:
 
     def _check_network(self) -> None:
         """No setting is asked of a part that the user brings."""
-        idle = dict(encoder=("images", "channels"), core=("memory", "memory_size", "memory_window"))
+        idle = dict(encoder=("images", "channels", "precision"), core=("memory", "memory_size", "memory_window"))
         for part in self.yours:
             for name in idle.get(part, vars(self.network)):
                 if getattr(self.network, name) != getattr(Network(), name):
