@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -13,6 +13,12 @@ from proximo.errors import ConfigError, EnvFailure, NonFiniteError
 from proximo.observations import pointer, space_map
 from proximo.policy import Policy
 from proximo.sources.buffers import Leaf, stored_leaves, taken
+
+
+class Acting(Protocol):
+    """Something that holds a policy to act with."""
+
+    policy: Policy
 
 
 class Agent:

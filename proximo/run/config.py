@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from proximo.algorithms import algorithm_named
+from proximo.batch import Batch
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.network import Network
@@ -167,6 +168,20 @@ class Resolved:
     def complete(self, step: int) -> bool:
         """Whether no whole rollout fits into the steps that are left."""
         return step + self.rollout > self.run.steps
+
+    def taken(self, batch: Batch) -> int:
+        """The steps of the run that a collection stands for: transitions."""
+        return int(batch.mask.sum())
+
+    @property
+    def title(self) -> str:
+        """What is trained on."""
+        return self.env
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that loads it."""
+        return {"env": self.env, "algo": self.algo, "spaces": self.spaces}
 
     def to_json(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

@@ -18,7 +18,7 @@ from proximo.batch import Batch, leaves_of, tree_map
 from proximo.policy import blank
 from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
 from proximo.run.machine import has_images
-from proximo.run.run import Run
+from proximo.run.run import EnvRun
 from proximo.sources.envs import EnvSource
 from proximo.sources.tensors import TensorSource, walking
 
@@ -40,7 +40,7 @@ class Gradient:
     uncompiled_us: float | None = None  # None where that was not measured
 
 
-def gradient_of(run: Run, update: float, settle: Settle) -> Gradient:
+def gradient_of(run: EnvRun, update: float, settle: Settle) -> Gradient:
     """A gradient step, from the seconds of an update, and what its matrix products alone would take."""
     c = run.config
     parts = getattr(c.algorithm, "minibatches", 1)
@@ -52,7 +52,7 @@ def gradient_of(run: Run, update: float, settle: Settle) -> Gradient:
     return Gradient(steps, rows, update / steps * 1e6, work / speed * 1e6, speed / 1e9)
 
 
-def operations(run: Run) -> int:
+def operations(run: EnvRun) -> int:
     """Floating-point operations of the policy's matrix products and convolutions on one row."""
     rows = blank(run.policy, run.agent.observation_space, run.config.algorithm.horizon, 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -60,7 +60,7 @@ def operations(run: Run) -> int:
     return counter.get_total_flops() // len(rows.mask)
 
 
-def limits(run: Run, gradient: Gradient, settle: Settle) -> dict[str, float]:
+def limits(run: EnvRun, gradient: Gradient, settle: Settle) -> dict[str, float]:
     """Seconds a cycle of the parts on their own. The environments are elsewhere afterwards."""
     c, source = run.config, run.source
     actions = source.collect(run.policy).action
@@ -74,7 +74,7 @@ def limits(run: Run, gradient: Gradient, settle: Settle) -> dict[str, float]:
     return best
 
 
-def environment_alone(run: Run, source: EnvSource, actions: Any) -> float:
+def environment_alone(run: EnvRun, source: EnvSource, actions: Any) -> float:
     """Seconds of a vector step with nothing around it, resets included; `actions` are drawn ones, [T, N]."""
     envs: Any = source.envs
     steps = len(leaves_of(actions)[0])
@@ -88,7 +88,7 @@ def environment_alone(run: Run, source: EnvSource, actions: Any) -> float:
     return float(seconds_of(lambda: source._guarded("step", step)).mean())
 
 
-def policy_alone(run: Run, source: EnvSource) -> float:
+def policy_alone(run: EnvRun, source: EnvSource) -> float:
     """Seconds of choosing an action a lane, again and again for the same observations."""
     actor, shown = source.actor, source.shown(0)
     assert actor is not None, "the run is warm"

@@ -9,7 +9,6 @@ from typing import Any
 
 from proximo.errors import ProximoError
 from proximo.plasticity import in_use
-from proximo.run.evaluate import evaluate
 from proximo.run.log import RunLog
 from proximo.run.panel import Reporter
 from proximo.run.run import Run, save, save_if_new
@@ -51,7 +50,7 @@ def cycle(run: Run, guard: Guard, log: RunLog, reporter: Reporter) -> None:
         report = run.algorithm.step(batch, run.step / c.steps)
         run.policy.observe(batch)
         held = None if run.ledger is None else run.ledger.settle(batch, guard.live, guard.before)
-    run.step, run.update = run.step + int(batch.mask.sum()), run.update + 1
+    run.step, run.update = run.step + run.config.taken(batch), run.update + 1
     if held is not None:
         log.drift({"step": run.step, "update": run.update, **held})
     if run.finished or crossed(before, run.step, c.features_every):
@@ -102,11 +101,8 @@ def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], se
 
 
 def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -> None:
-    """Evaluate, where single environments can be made; a signal cuts it short."""
-    if run.make_one is None:
-        return
-    c = run.config.run
-    score = evaluate(run.agent, run.make_one, c.eval_episodes, c.seed, lambda: interrupts.caught is not None)
+    """Evaluate, where there is something to try the policy on; a signal cuts it short."""
+    score = None if run.judge is None else run.judge(lambda: interrupts.caught is not None)
     if score is None:
         return
     run.score = score

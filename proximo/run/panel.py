@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from proximo.run.evaluate import Score
+from proximo.run.plan import Rating
 
 SHOWN = (
     ("return", "return_mean", ".1f"),
@@ -35,7 +35,7 @@ class Reporter(Protocol):
 
     def say(self, text: str) -> None: ...
     def update(self, metrics: dict[str, Any]) -> None: ...
-    def evaluation(self, score: Score) -> None: ...
+    def evaluation(self, score: Rating) -> None: ...
     def close(self, done: bool) -> None: ...
 
 
@@ -44,7 +44,7 @@ class Silent:
 
     def say(self, text: str) -> None: ...
     def update(self, metrics: dict[str, Any]) -> None: ...
-    def evaluation(self, score: Score) -> None: ...
+    def evaluation(self, score: Rating) -> None: ...
     def close(self, done: bool) -> None: ...
 
 
@@ -65,7 +65,7 @@ class Lines:
         parts = [f"{label} {shown_number(metrics, key, spec)}" for label, key, spec in SHOWN if label in shown]
         self.say(f"{metrics['step']:,} of {self.total:,} steps | {' | '.join(parts)}")
 
-    def evaluation(self, score: Score) -> None:
+    def evaluation(self, score: Rating) -> None:
         self.say(f"evaluation: {score.mean:.1f} ± {score.std:.1f} over {len(score.returns)} episodes")
 
     def close(self, done: bool) -> None: ...
@@ -96,7 +96,7 @@ class LivePanel:
         self.metrics = metrics
         self.bar.update(self.task, completed=metrics["step"])
 
-    def evaluation(self, score: Score) -> None:
+    def evaluation(self, score: Rating) -> None:
         self.score = f"{score.mean:.1f} ± {score.std:.1f}"
 
     def close(self, done: bool) -> None:

@@ -21,7 +21,7 @@ from proximo.run.limits import Gradient, gradient_of, limits
 from proximo.run.log import RunLog
 from proximo.run.machine import computing
 from proximo.run.panel import Silent
-from proximo.run.run import Run, save
+from proximo.run.run import EnvRun, save
 from proximo.run.seeding import seed_all
 from proximo.run.signals import Interrupts
 from proximo.sources.making import EnvLike
@@ -88,7 +88,7 @@ def profile(env: EnvLike, config: Resolved, notes: list[str], quiet: bool = Fals
 class Cycles:
     """Cycles of a run, as many as are asked for; its schedules begin again where it would end."""
 
-    def __init__(self, run: Run, log: RunLog, interrupts: Interrupts) -> None:
+    def __init__(self, run: EnvRun, log: RunLog, interrupts: Interrupts) -> None:
         self.run, self.log, self.interrupts = run, log, interrupts
         self.guard = loop.Guard(run)
         self.settle = torch.cuda.synchronize if run.policy.device.type == "cuda" else lambda: None
@@ -155,7 +155,7 @@ def update_uncompiled(cycles: Cycles) -> float:
     return clock.spent[UPDATE]
 
 
-def checkpoint_seconds(run: Run) -> float:
+def checkpoint_seconds(run: EnvRun) -> float:
     """Seconds to save the run and to start its lanes anew."""
     begin = time.perf_counter()
     save(run)

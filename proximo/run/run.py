@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
@@ -12,37 +12,40 @@ from proximo.algorithms import Algorithm
 from proximo.errors import CheckpointError
 from proximo.policy import Policy
 from proximo.run import checkpoint, folder
-from proximo.run.agent import Agent
+from proximo.run.agent import Acting, Agent
 from proximo.run.config import Resolved
-from proximo.run.evaluate import Score
 from proximo.run.ledger import Ledger
+from proximo.run.plan import Judge, Plan, Rating, Source
 from proximo.sources.envs import EnvSource
-from proximo.sources.making import MakeEnv
 from proximo.sources.tensors import TensorSource
 from proximo.state import live_tensors, restore
 
+P = TypeVar("P", bound=Plan)
+A = TypeVar("A", bound=Acting)
+S = TypeVar("S", bound=Source)
+
 
 @dataclass(repr=False)
-class Run:
+class Run(Generic[P, A, S]):
     """A run, while it trains and after."""
 
     folder: Path
-    config: Resolved
-    agent: Agent
+    config: P
+    agent: A
     algorithm: Algorithm
-    source: EnvSource | TensorSource
-    make_one: MakeEnv | None  # for evaluation; None where only a vector environment is at hand
+    source: S
+    judge: Judge | None  # evaluates the policy as it is; None where nothing is at hand to try it on
     ledger: Ledger | None = None  # of drift, where the run asks for one
     step: int = 0
     update: int = 0
     seconds: float = 0.0
-    score: Score | None = None  # the last evaluation
+    score: Rating | None = None  # the last evaluation
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last update
     interrupted: int | None = None  # the signal that ended training early
 
     def __repr__(self) -> str:
         score = "no score" if self.score is None else f"score {self.score.mean:.1f} ± {self.score.std:.1f}"
-        return f"<Run of {self.config.algo} on {self.config.env}: {self.step:,} steps, {score}, in {self.folder}>"
+        return f"<Run of {self.config.algo} on {self.config.title}: {self.step:,} steps, {score}, in {self.folder}>"
 
     @property
     def policy(self) -> Policy:
@@ -88,6 +91,9 @@ class Run:
         return 128 + self.interrupted if self.interrupted else 0
 
 
+EnvRun = Run[Resolved, Agent, EnvSource | TensorSource]
+
+
 def state_of(run: Run) -> dict[str, Tensor]:
     """Every tensor of the run but the policy's."""
     ledger = {} if run.ledger is None else {"ledger": run.ledger}
@@ -100,9 +106,7 @@ def save(run: Run) -> Path:
         "step": run.step,
         "update": run.update,
         "seconds": run.seconds,
-        "env": run.config.env,
-        "algo": run.config.algo,
-        "spaces": run.config.spaces,
+        **run.config.identity,
     }
     return checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
 
@@ -128,8 +132,8 @@ def load_policy(policy: Policy, saved: checkpoint.Checkpoint) -> None:
     restore(policy.state_dict(keep_vars=True), saved.model, f"{saved.path}: {checkpoint.MODEL}")
 
 
-def must_match(config: Resolved, saved: checkpoint.Checkpoint) -> None:
+def must_match(config: Plan, saved: checkpoint.Checkpoint) -> None:
     """CheckpointError for a checkpoint of another environment or algorithm."""
-    for name, wanted in (("env", config.env), ("algo", config.algo), ("spaces", config.spaces)):
+    for name, wanted in config.identity.items():
         if (got := saved.info.get(name)) != wanted:
             raise CheckpointError(f"{saved.path} is a checkpoint of another {name}: {str(got)[:200]}, not {wanted}")

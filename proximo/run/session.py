@@ -19,6 +19,7 @@ from proximo.policy import blank
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.config import Resolved, changed, known_settings, resolved
+from proximo.run.evaluate import evaluate
 from proximo.run.ledger import Ledger
 from proximo.run.loading import agent_of, environment_of, must_be_given, reference_of
 from proximo.run.log import RunLog
@@ -26,7 +27,7 @@ from proximo.run.loop import learn
 from proximo.run.machine import choose_compile, choose_device, computing, has_images
 from proximo.run.panel import reporter_for
 from proximo.run.plot import has_curve, plot_runs
-from proximo.run.run import Run, load, save
+from proximo.run.run import EnvRun, Run, load, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
 from proximo.sources.backends import Lanes, lanes_for
@@ -49,7 +50,7 @@ def train(
     core: MakeCore | None = None,
     policy: MakePolicy | None = None,
     **settings: Any,
-) -> Run:
+) -> EnvRun:
     """Train an agent, from nothing to a run's folder.
 
     `env` is a Gymnasium id, a callable that makes an environment, or a vector environment. `settings` are the fields
@@ -111,7 +112,7 @@ def preset_config(
 
 def begin(
     env: EnvLike, config: Resolved, out: str | Path | None, quiet: bool, notes: list[str], own: Own = OURS
-) -> Run:
+) -> EnvRun:
     """Build a run from a resolved configuration, in a new folder, and train it."""
     config, lanes, choices = fitted(env, config)
     with computing(config):
@@ -149,7 +150,7 @@ def resume(
     encoder: MakeEncoder | None = None,
     core: MakeCore | None = None,
     policy: MakePolicy | None = None,
-) -> Run:
+) -> EnvRun:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `env` is needed where the run was started from Python with a maker or a vector environment; `encoder`, `core` and
@@ -185,7 +186,7 @@ def resume(
         return drive(run, quiet, notes)
 
 
-def bring_back(run: Run, saved: checkpoint.Checkpoint | None) -> None:
+def bring_back(run: EnvRun, saved: checkpoint.Checkpoint | None) -> None:
     """Bring a run to where it was saved; RunFolderError where there is nothing to go on with."""
     if saved is not None:
         load(run, saved)
@@ -199,9 +200,9 @@ def bring_back(run: Run, saved: checkpoint.Checkpoint | None) -> None:
         raise RunFolderError(f"{path} {run.strayed}")
 
 
-def drive(run: Run, quiet: bool, notes: list[str]) -> Run:
+def drive(run: EnvRun, quiet: bool, notes: list[str]) -> EnvRun:
     """Train to the end and draw the curve; everything is closed whatever happens."""
-    title = f"{run.config.algo} · {run.config.env} · {run.folder}"
+    title = f"{run.config.algo} · {run.config.title} · {run.folder}"
     with ExitStack() as stack:
         stack.callback(run.source.close)
         log = RunLog(run.folder, run.step)
@@ -240,7 +241,7 @@ def spaces_of(lanes: Lanes) -> dict[str, Any]:
     return {"observation": space_to_json(lanes.observation_space), "action": space_to_json(lanes.action_space)}
 
 
-def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: bool = True) -> Run:
+def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: bool = True) -> EnvRun:
     """The parts of a run, from its configuration; fresh weights come from torch's global generator."""
     agent = agent_of(config, config.run.device, own, fresh)
     policy, shown = agent.policy, agent.observation_space
@@ -250,10 +251,13 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     if isinstance(algorithm, Expecting):
         algorithm.expect(blank(policy, shown, config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
-    make_one = None if isinstance(env, MANY) else single(env, config.run.max_episode_steps, **config.run.options)
     ledger = Ledger(policy, config.run) if config.run.measures_drift else None
     if ledger is not None and own.names:
         must_be_measured(policy, shown, own.names)
     if ledger is not None and fresh and config.run.drift_reference is not None:
         restore(ledger.reference, reference_of(config, own), config.run.drift_reference)
-    return Run(Path(), config, agent, algorithm, source, make_one, ledger)
+    judge = None
+    if not isinstance(env, MANY):
+        make, c = single(env, config.run.max_episode_steps, **config.run.options), config.run
+        judge = lambda stop: evaluate(agent, make, c.eval_episodes, c.seed, stop)  # noqa: E731
+    return Run(Path(), config, agent, algorithm, source, judge, ledger)

@@ -1,0 +1,81 @@
+"""What the loop asks of a run's parts, whatever they are: its plan, its source, its judge."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from proximo.batch import Batch
+from proximo.policy import Policy
+
+
+class Schedule(Protocol):
+    """The numbers of a run that the loop, the guard and the ledger go by; see `RunConfig` and `LanguageRun`."""
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def checkpoint_every(self) -> int: ...
+    @property
+    def eval_every(self) -> int: ...
+    @property
+    def features_every(self) -> int: ...
+    @property
+    def max_kl(self) -> float | None: ...
+    @property
+    def stop_drift(self) -> float | None: ...
+
+
+class Plan(Protocol):
+    """A whole run, resolved: what config.json holds; see `Resolved` and `LanguagePlan`."""
+
+    @property
+    def algo(self) -> str: ...
+    @property
+    def run(self) -> Schedule: ...
+    @property
+    def title(self) -> str: ...
+    @property
+    def identity(self) -> dict[str, Any]: ...
+    def complete(self, step: int) -> bool: ...
+    def taken(self, batch: Batch) -> int: ...
+    def to_json(self) -> dict[str, Any]: ...
+
+
+class Tally(Protocol):
+    """What a source knows of the episodes that ended."""
+
+    def metrics(self) -> dict[str, float | int | None]: ...
+
+
+class Source(Protocol):
+    """Where experience comes from."""
+
+    @property
+    def episodes(self) -> Tally: ...
+    def restart(self, seed: int) -> None:
+        """Begin anew at a checkpoint, from the seed alone, with whatever `state_tensors` does not hold."""
+        ...
+
+    def collect(self, policy: Policy) -> Batch: ...
+    def state_tensors(self) -> dict[str, Tensor]: ...
+    def close(self) -> None: ...
+
+
+class Rating(Protocol):
+    """What an evaluation found."""
+
+    @property
+    def returns(self) -> list[float]: ...
+    @property
+    def mean(self) -> float: ...
+    @property
+    def std(self) -> float: ...
+    def row(self) -> dict[str, Any]: ...
+
+
+Judge = Callable[[Callable[[], bool]], Rating | None]  # asked whether to stop; None where it was
