@@ -16,6 +16,7 @@ import gymnasium as gym
 import tyro
 from rich.console import Console
 
+from proximo import cli_language
 from proximo.algorithms import algorithm_named
 from proximo.errors import ConfigError, ProximoError
 from proximo.models.network import Network
@@ -168,6 +169,8 @@ def resume(
         jobs: how many of several seeds at a time.
         stop_drift: go on until the drift exceeds this.
     """
+    if cli_language.is_ours(dir):
+        return cli_language.resume(dir, steps, stop_drift, quiet)
     if folder.seed_folders(dir):
         return seeds.resume(dir, env, steps, device, quiet, jobs, stop_drift)
     if jobs is not None:
@@ -256,6 +259,8 @@ def execute(argv: list[str]) -> int:
     if argv == ["--version"]:
         print(f"proximo {version('proximo')}")
         return 0
+    if argv[:1] == ["language"]:
+        return cli_language.execute(argv[1:])
     algo = session.algorithm_asked(said(argv, "--algo"), said(argv, "--config"))
     others = dict(resume=resume, eval=eval_, play=play, export=export_, plot=plot, list=list_)
 

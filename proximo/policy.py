@@ -45,8 +45,36 @@ class Evaluation(NamedTuple):
     distribution: Distribution
 
 
-class Policy(Protocol):
-    """Acts while collecting, evaluates while learning: an nn.Module; see `models.actor_critic`, `models.feed_forward`.
+class Learner(Protocol):
+    """Evaluates while learning: an nn.Module; all that updaters, the guard and the ledger ask of a policy."""
+
+    def evaluate(self, batch: Batch) -> Evaluation:
+        """Log-probability, value and distribution of the batch's observations and actions.
+
+        Of whole lanes in the order of time, from `batch.memory`, where the policy remembers.
+        """
+        ...
+
+    def observe(self, batch: Batch) -> None:
+        """Take a batch that was learned from into the running statistics (of its live rows)."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
+
+    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+    def state_dict(self, *, keep_vars: bool = False) -> dict[str, Any]: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+
+class Policy(Learner, Protocol):
+    """Acts while collecting, evaluates while learning; see `models.actor_critic`, `models.feed_forward`.
 
     Observations, noise, actions and memory are tensors or nested dicts and tuples of tensors. A policy that remembers
     nothing has the memory (), and takes no notice of `start`.
@@ -76,30 +104,6 @@ class Policy(Protocol):
     def value(self, observation: Any, memory: Any = (), start: Tensor | None = None) -> Tensor:
         """Values [N] of observations [N, ...]."""
         ...
-
-    def evaluate(self, batch: Batch) -> Evaluation:
-        """Log-probability, value and distribution of the batch's observations and actions.
-
-        Of whole lanes in the order of time, from `batch.memory`, where the policy remembers.
-        """
-        ...
-
-    def observe(self, batch: Batch) -> None:
-        """Take a batch that was learned from into the running statistics (of its live rows)."""
-        ...
-
-    def parameters(self) -> Iterator[nn.Parameter]: ...
-
-    def named_parameters(self) -> Iterator[tuple[str, nn.Parameter]]: ...
-
-    def named_buffers(self) -> Iterator[tuple[str, Tensor]]: ...
-
-    def modules(self) -> Iterator[nn.Module]: ...
-
-    def state_dict(self, *, keep_vars: bool = False) -> dict[str, Any]: ...
-
-    @property
-    def device(self) -> torch.device: ...
 
 
 @runtime_checkable

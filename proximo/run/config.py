@@ -203,7 +203,7 @@ def resolved(
                 raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
             raise unknown("setting", name, owners)
     run, algorithm, network = (
-        _built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
+        built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
         for owner in (RunConfig, algorithm_named(algo).Config, Network)
     )
     return Resolved(env, algo, preset, run, algorithm, network, registered, yours=yours)
@@ -217,7 +217,7 @@ def known_settings(algo: str) -> dict[str, type]:
 
 def changed(run: RunConfig, **changes: Any) -> RunConfig:
     """The same with some fields exchanged (None leaves one), checked like any others."""
-    return _built(RunConfig, {**dataclasses.asdict(run), **{k: v for k, v in changes.items() if v is not None}})
+    return built(RunConfig, {**dataclasses.asdict(run), **{k: v for k, v in changes.items() if v is not None}})
 
 
 def from_json(tree: Any) -> Resolved:
@@ -236,12 +236,12 @@ def from_json(tree: Any) -> Resolved:
     if not listed or list(tree["yours"]) != [part for part in PARTS if part in tree["yours"]]:
         raise ConfigError(f"config.json: yours is {tree['yours']!r}, not some of {', '.join(PARTS)}")
     sections = {"run": RunConfig, "algorithm": algorithm_named(tree["algo"]).Config, "network": Network}
-    built = {name: _built(owner, tree[name]) for name, owner in sections.items()}
-    must_be_harmless(built["run"].options, "config.json")
-    return Resolved(**{**tree, **built, "yours": tuple(tree["yours"])})
+    parts = {name: built(owner, tree[name]) for name, owner in sections.items()}
+    must_be_harmless(parts["run"].options, "config.json")
+    return Resolved(**{**tree, **parts, "yours": tuple(tree["yours"])})
 
 
-def _built(owner: type[Any], settings: Any) -> Any:
+def built(owner: type[Any], settings: Any) -> Any:
     """An instance of a config dataclass from plain values, each checked against its annotation."""
     if not isinstance(settings, dict):
         raise ConfigError(f"config.json: expected an object for {owner.__name__}")

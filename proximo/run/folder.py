@@ -15,6 +15,9 @@ from typing import Any
 
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
 from proximo.run.config import Resolved, changed, from_json
+from proximo.run.language.plan import LanguagePlan
+from proximo.run.plan import Plan
+from proximo.run.language.plan import from_json as language_from_json
 from proximo.run.files import parse_json, read_bytes, read_json, replace_durably, to_json
 
 LOG_LIMIT = 2**30  # bytes
@@ -22,7 +25,7 @@ TAIL = 2**14  # bytes; far more than a row of metrics
 CONFIG, METRICS, EVALS, DRIFT, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "drift.jsonl", "curve.png"
 
 
-def new_folder(out: str | Path | None, config: Resolved, seeds: Sequence[int] = ()) -> Path:
+def new_folder(out: str | Path | None, config: Resolved | LanguagePlan, seeds: Sequence[int] = ()) -> Path:
     """Create the run's folder and its config.json; RunFolderError if something is already there.
 
     With `seeds` it is the parent of a folder for each, with a config.json of its own.
@@ -39,6 +42,7 @@ def new_folder(out: str | Path | None, config: Resolved, seeds: Sequence[int] = 
         for seed in seeds:  # every folder before any file: a parent that was not finished is seen to be none
             (path / f"seed-{seed}").mkdir()
         for seed in seeds:
+            assert isinstance(config, Resolved)
             write_config(path / f"seed-{seed}", replace(config, run=changed(config.run, seed=seed)))
         if not seeds:
             write_config(path, config)
@@ -47,9 +51,9 @@ def new_folder(out: str | Path | None, config: Resolved, seeds: Sequence[int] = 
     return path
 
 
-def generated(config: Resolved, seeds: Sequence[int] = ()) -> Path:
+def generated(config: Resolved | LanguagePlan, seeds: Sequence[int] = ()) -> Path:
     """A new folder under runs/, named after the run; nobody else's, even if begun in the same second."""
-    name = re.sub(r"[^\w.-]+", "-", config.env).strip("-")
+    name = re.sub(r"[^\w.-]+", "-", config.title).strip("-")[-80:]
     seed = f"{len(seeds)}seeds" if seeds else f"seed{config.run.seed}"
     name = f"{name}-{config.algo}-{seed}-{time.strftime('%Y%m%d-%H%M%S')}"
     for i in itertools.count(1):
@@ -60,19 +64,27 @@ def generated(config: Resolved, seeds: Sequence[int] = ()) -> Path:
     raise AssertionError("unreachable")
 
 
-def write_config(path: Path, config: Resolved) -> None:
+def write_config(path: Path, config: Plan) -> None:
     replace_durably(path / CONFIG, to_json(config.to_json()))
 
 
 def read_config(path: Path) -> Resolved:
-    """The run's configuration; RunFolderError if this is no run."""
+    """The configuration of a run in an environment; RunFolderError if this is no run, or one of a language model."""
+    plan = read_plan(path)
+    if not isinstance(plan, Resolved):
+        raise RunFolderError(f"{path} is a run of a language model: see `proximo language --help`")
+    return plan
+
+
+def read_plan(path: Path) -> Resolved | LanguagePlan:
+    """The run's configuration, whatever it trains; RunFolderError if this is no run."""
     if not path.exists():
         raise RunFolderError(f"{path} does not exist")
     if seeds := seed_folders(path):
         raise RunFolderError(f"{path} holds the runs of {len(seeds)} seeds: name one of them, such as {seeds[0]}")
     if not (path / CONFIG).exists():
         raise RunFolderError(f"{path} is not a run: it has no {CONFIG}")
-    return config_file(path / CONFIG)
+    return plan_file(path / CONFIG)
 
 
 def seed_folders(path: Path) -> list[Path]:
@@ -84,8 +96,19 @@ def seed_folders(path: Path) -> list[Path]:
 
 
 def config_file(path: Path) -> Resolved:
+    """A run in an environment, as a file describes it."""
+    plan = plan_file(path)
+    if not isinstance(plan, Resolved):
+        raise ConfigError(f"{path} is of a language model: `proximo language {plan.algo}` takes no file")
+    return plan
+
+
+def plan_file(path: Path) -> Resolved | LanguagePlan:
+    """A run as a file describes it, whatever it trains."""
     try:
-        return from_json(read_json(path))
+        tree = read_json(path)
+        language = isinstance(tree, dict) and tree.get("kind") == "language"
+        return language_from_json(tree) if language else from_json(tree)
     except CheckpointError as error:
         raise RunFolderError(str(error)) from None
     except ConfigError as error:

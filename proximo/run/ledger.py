@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from proximo.batch import Batch
 from proximo.drift import Distances, Tensors, backtrack, distances, exact_kl, near, tensors_of
-from proximo.policy import Policy
-from proximo.run.config import RunConfig
+from proximo.run.plan import Schedule
 
 LARGEST = sys.float_info.max
+Measure = Callable[[Any, Tensors, Batch], Distances]  # of a policy, a reference, batches like this one
 
 
 class Ledger:
@@ -24,9 +25,11 @@ class Ledger:
     where it was and where it is, and knows nothing of what moved it.
     """
 
-    def __init__(self, policy: Policy, config: RunConfig) -> None:
-        self.policy, self.config = policy, config
-        self.reference = {name: tensor.clone() for name, tensor in tensors_of(policy).items()}
+    def __init__(self, policy: Any, config: Schedule, measure: Measure = distances, reference: Tensors | None = None):
+        """`measure` says how far batches show the policy to have gone from the `reference`, which it is by default."""
+        self.policy, self.config, self.measure = policy, config, measure
+        first = tensors_of(policy) if reference is None else reference
+        self.reference = {name: tensor.clone() for name, tensor in first.items()}
         self.kl_sum = torch.zeros((), dtype=torch.float64)
         self.drift = torch.zeros((), dtype=torch.float64)  # KL(π_ref ‖ π) after the last update
         self.distances: Distances | None = None
@@ -46,7 +49,7 @@ class Ledger:
         `live` and `before` are the run's tensors, now and before the update: "policy.…" and "algorithm.…".
         """
         if self.distances is None:
-            self.distances = distances(self.policy, self.reference, batch)
+            self.distances = self.measure(self.policy, self.reference, batch)
         now, was = part(live, "policy"), part(before, "policy")
         kl, drift = asked, _ = self.measured(batch, was)
         alpha, bound = 1.0, self.config.max_kl
@@ -75,7 +78,7 @@ def bounded(x: float) -> float:
     return x if math.isfinite(x) else LARGEST
 
 
-def beyond(drift: Tensor | None, config: RunConfig) -> bool:
+def beyond(drift: Tensor | None, config: Schedule) -> bool:
     """Whether a run's drift (None where it measures none) is more than it may be."""
     return config.stop_drift is not None and drift is not None and bool((drift > config.stop_drift).any())
 

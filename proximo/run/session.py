@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,14 +18,11 @@ from proximo.policy import blank
 from proximo.presets import preset_for, preset_named
 from proximo.run import checkpoint, folder
 from proximo.run.config import Resolved, changed, known_settings, resolved
+from proximo.run.drive import bring_back, drive
 from proximo.run.evaluate import evaluate
 from proximo.run.ledger import Ledger
 from proximo.run.loading import agent_of, environment_of, must_be_given, reference_of
-from proximo.run.log import RunLog
-from proximo.run.loop import learn
 from proximo.run.machine import choose_compile, choose_device, computing, has_images
-from proximo.run.panel import reporter_for
-from proximo.run.plot import has_curve, plot_runs
 from proximo.run.run import EnvRun, Run, load, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
@@ -184,37 +180,6 @@ def resume(
         folder.rewind(path, run.step)
         notes.append(f"resuming {path} at step {run.step:,}")
         return drive(run, quiet, notes)
-
-
-def bring_back(run: EnvRun, saved: checkpoint.Checkpoint | None) -> None:
-    """Bring a run to where it was saved; RunFolderError where there is nothing to go on with."""
-    if saved is not None:
-        load(run, saved)
-    else:
-        save(run)  # it was stopped before its first checkpoint, and begins again
-    path, steps = run.folder, run.config.run.steps
-    if run.config.complete(run.step):
-        advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
-        raise RunFolderError(f"{path} is complete: {run.step:,} of {steps:,} steps are done; {advice}")
-    if run.strayed is not None:
-        raise RunFolderError(f"{path} {run.strayed}")
-
-
-def drive(run: EnvRun, quiet: bool, notes: list[str]) -> EnvRun:
-    """Train to the end and draw the curve; everything is closed whatever happens."""
-    title = f"{run.config.algo} · {run.config.title} · {run.folder}"
-    with ExitStack() as stack:
-        stack.callback(run.source.close)
-        log = RunLog(run.folder, run.step)
-        stack.callback(log.close)
-        reporter = reporter_for(quiet, title, run.config.run.steps, run.step)
-        stack.callback(lambda: reporter.close(run.finished))
-        for note in notes:
-            reporter.say(note)
-        learn(run, log, reporter)
-    if has_curve(run.folder):
-        plot_runs([run.folder], run.folder / folder.CURVE)
-    return run
 
 
 def cautions(config: Resolved, lanes: Lanes) -> list[str]:

@@ -1,0 +1,156 @@
+"""The parts of a run of a language model, put together from its plan."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from proximo.algorithms.language import language_algorithm
+from proximo.batch import Batch
+from proximo.drift import Distances, Tensors
+from proximo.errors import CheckpointError, ConfigError
+from proximo.models.language.build import CriticKind, language_policy
+from proximo.models.language.hub import causal_model, digest_of, folder_of
+from proximo.models.language.policy import LanguagePolicy, in_pieces
+from proximo.models.language.reward import RewardModel
+from proximo.reduce import masked_mean
+from proximo.reference import sequence_kl
+from proximo.rewards import Reward, Weighted, missing_eos, named
+from proximo.run import checkpoint, folder
+from proximo.run.language.judge import completing, preferring, reading
+from proximo.run.language.material import Material, Say, Words, material, words_of
+from proximo.run.language.plan import LanguagePlan, LanguageRun
+from proximo.run.language.speaker import ModelReward, Speaker
+from proximo.run.ledger import Ledger
+from proximo.run.plan import Judge, Source
+from proximo.run.run import Run, load_policy
+from proximo.sources.generation import Generator, Sampling, generator_named
+from proximo.sources.text.loader import Loader
+from proximo.sources.texts import TextSource, as_pairs, as_texts
+from proximo.sources.tokens import TokenSource
+
+Judged = LanguagePolicy | RewardModel
+LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
+
+
+def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> LanguageTrain:
+    """All parts; ConfigError for what cannot work, CheckpointError where model or data are not the plan's any more."""
+    path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
+    words = words_of(path, say)
+    policy = policy_of(plan, path)
+    context = getattr(policy.model.config, "max_position_embeddings", None)
+    found = material(data, kind, words, plan.run, context, say)
+    plan = identified(plan, path, found)
+    algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
+    speaker = Speaker(policy, words, generator_named(plan.run.generator))
+    source, judge = source_of(plan, kind, policy, speaker, found, reward)
+    ledger = Ledger(policy, plan.run, walked(plan.run.at_once), {}) if plan.run.measures_drift else None
+    return Run(Path(), plan, speaker, algorithm, source, judge, ledger)
+
+
+def resolved(run: LanguageRun) -> LanguageRun:
+    """With what depends on the machine decided."""
+    if run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
+    device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    return replace(run, device=device, threads=run.threads or os.cpu_count() or 1)
+
+
+def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
+    """The plan with digests of model and data; CheckpointError where it has others already."""
+    weights, examples = digest_of(path), found.digest
+    if plan.weights not in ("", weights):
+        raise CheckpointError(f"the model in {path} is not the one that this run began with: its weights differ")
+    if plan.examples not in ("", examples):
+        raise CheckpointError(f"the data {plan.data} is not what this run began with: its examples differ")
+    return replace(plan, weights=weights, examples=examples)
+
+
+def policy_of(plan: LanguagePlan, path: Path) -> Any:
+    """The model that learns, with fresh heads from torch's global generator."""
+    run, needs = plan.run, language_algorithm(plan.algo).needs
+    if plan.algo == "reward":
+        return RewardModel(causal_model(path), run.precision).to(run.device)
+    kind: CriticKind = "none" if "value" not in needs else "mini" if "values" in needs else "shared"
+    if run.critic != "auto":
+        kind = run.critic
+    wanted = "ref_logp" in needs and getattr(plan.algorithm, "uses_reference", True)
+    return language_policy(
+        path, kind, run.critic_model, wanted or run.measures_drift, run.lora, run.temperature, run.precision,
+        run.checkpointing, run.device,
+    )  # fmt: skip
+
+
+def source_of(
+    plan: LanguagePlan, kind: str, policy: Any, speaker: Speaker, found: Material, reward: Reward | None
+) -> tuple[TokenSource | TextSource, Judge]:
+    """Where experience comes from, and who evaluates."""
+    run, words, held = plan.run, speaker.words, found.held[: plan.run.eval_prompts]
+    loader = Loader(found.learned, run.seed)
+    if kind == "completions":
+        sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
+        worth = reward_of(run, words, reward)
+        source = TokenSource(
+            loader, speaker.generator, sampling, worth, words.decode, run.batch, run.group, run.at_once
+        )
+        return source, completing(source, policy, held, run.seed)
+    if reward is not None or run.rewards or run.reward_model:
+        raise ConfigError(f"{plan.algo} learns from a data set and takes no reward: leave it out")
+    rows = as_pairs(words.pad) if kind == "pairs" else as_texts(words.pad, run.pack)
+    judged = kind == "pairs" and plan.algo != "reward"
+    source = TextSource(loader, rows, run.batch, judged, run.at_once)
+    if kind == "texts":
+        return source, reading(source, policy, held)
+    return source, preferring(source, policy, held, getattr(plan.algorithm, "beta", None))
+
+
+def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
+    """What completions are worth: the built-in rewards, the model's and the user's, summed."""
+    parts: dict[str, tuple[Reward, float]] = {}
+    for asked in run.rewards:
+        name, _, weight = asked.partition("=")
+        try:
+            parts[name] = named(name), float(weight or 1)
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(f"reward {asked!r}: write name or name=weight, a number") from None
+    if run.reward_model is not None:
+        parts["model"] = ModelReward(*reward_model(Path(run.reward_model), run.device), words.tokenizer), 1.0
+    if own is not None:
+        parts["yours"] = own, 1.0
+    if not parts:
+        raise ConfigError("completions need a reward: --rewards exact_match, --reward-model DIR, or reward=… in Python")
+    worth = Weighted(parts)
+    return worth if run.missing_eos is None else missing_eos(worth, run.missing_eos)
+
+
+def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:
+    """The reward model of a run's folder, and its words."""
+    plan = folder.read_plan(path)
+    if not isinstance(plan, LanguagePlan) or plan.algo != "reward":
+        raise ConfigError(f"reward_model {path} is no run of `proximo language reward`")
+    base = folder_of(plan.model)
+    model = policy_of(replace(plan, run=replace(plan.run, device=device)), base)
+    load_policy(model, checkpoint.latest(path, lambda text: None))
+    return model, words_of(base)
+
+
+def walked(at_once: int | None) -> Callable[[Any, Tensors, Batch], Distances]:
+    """Measures for the ledger: KL(old ‖ now) a token, estimated from what was sampled; and the KL of a sequence from the
+    reference, of the policy that sampled, nats."""
+
+    def made(policy: Any, reference: Tensors, example: Batch) -> Distances:
+        def measured(batch: Batch) -> tuple[float, float]:
+            kl = in_pieces(batch, at_once, lambda part: part.old.kl(policy.evaluate(part).distribution))
+            drift = sequence_kl(batch).mean() if "ref_logp" in vars(batch) else torch.zeros(())
+            return masked_mean(kl, batch.mask).item(), drift.item()
+
+        return measured
+
+    return made

@@ -1,0 +1,109 @@
+"""Asking a trained model: completions on demand, and how good they are on prompts it did not learn from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from proximo.errors import ConfigError
+from proximo.rewards import Reward
+from proximo.run import checkpoint
+from proximo.run.language.build import build
+from proximo.run.language.judge import LanguageScore
+from proximo.run.language.session import computing, load, plan_of
+from proximo.run.run import load_policy
+from proximo.sources.tokens import TokenSource
+
+Z95 = 1.959963984540054  # of the normal distribution: 95 % lie within
+
+
+def chat(path: Path, prompt: str | None, max_tokens: int, temperature: float, seed: int) -> None:
+    """Complete one prompt, or each line that is typed until an empty one."""
+    speaker = load(path)
+    if prompt is not None:
+        print(speaker.complete([prompt], max_tokens, temperature, seed)[0])
+        return
+    while line := typed():
+        print(speaker.complete([line], max_tokens, temperature, seed)[0])
+        seed += 1
+
+
+def typed() -> str:
+    try:
+        return input("> ")
+    except EOFError:
+        return ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What an evaluation found, and how often this model won against another."""
+
+    score: LanguageScore
+    wins: float | None = None  # share of prompts, a tie counting one half
+    interval: tuple[float, float] | None = None  # 95 %, Wilson's
+
+    def row(self) -> dict[str, Any]:
+        row = self.score.row()
+        return row if self.wins is None else {**row, "wins": self.wins, "wins_95": self.interval}
+
+    def summary(self) -> list[str]:
+        s = self.score
+        lines = [f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} prompts, {np.mean(s.lengths):.1f} tokens each"]
+        lines += [f"{name:7} {value:.4g}" for name, value in s.more.items()]
+        if self.wins is not None and self.interval is not None:
+            low, high = self.interval
+            lines.append(f"wins    {self.wins:.1%} (95 %: {low:.1%} to {high:.1%})")
+        return lines
+
+
+def evaluated(
+    path: Path,
+    data: Any = None,
+    prompts: int = 64,
+    against: str | None = None,
+    temperature: float | None = None,
+    reward: Reward | None = None,
+) -> Verdict:
+    """Complete prompts (held-out ones of the run's data, or others) with the newest good checkpoint.
+
+    `against` is another run, or a model: the judge is the reward, and says whose completion of a prompt is worth more.
+    """
+    plan = plan_of(path)
+    run = replace(plan.run, eval_prompts=prompts, temperature=plan.run.temperature if temperature is None else temperature)
+    if data is not None:
+        plan = replace(plan, data=str(data), examples="")
+    with computing(run):
+        ours = build(replace(plan, run=run), plan.data if data is None else data, reward, lambda text: None)
+        load_policy(ours.policy, checkpoint.latest(path, lambda text: None))
+        judge = ours.judge
+        assert judge is not None
+        score = judge(lambda: False)
+        assert isinstance(score, LanguageScore)
+        if against is None:
+            return Verdict(score)
+        if not isinstance(ours.source, TokenSource):
+            raise ConfigError(f"{path} learned from a data set: only models that complete prompts win against others")
+        other = replace(plan, run=run, model=against, weights="")
+        theirs = build(other, plan.data if data is None else data, reward, lambda text: None)
+        if (Path(against) / "checkpoints").is_dir():
+            load_policy(theirs.policy, checkpoint.latest(Path(against), lambda text: None))
+        rival = theirs.judge
+        assert rival is not None
+        second = rival(lambda: False)
+        assert isinstance(second, LanguageScore)
+    return versus(score, second.returns)
+
+
+def versus(score: LanguageScore, theirs: Sequence[float]) -> Verdict:
+    """How often the first has the larger reward on the same prompts, with Wilson's interval (1927)."""
+    won = [1.0 if a > b else 0.5 if a == b else 0.0 for a, b in zip(score.returns, theirs, strict=True)]
+    n, p = len(won), float(np.mean(won))
+    middle, width = p + Z95**2 / (2 * n), Z95 * math.sqrt(p * (1 - p) / n + Z95**2 / (4 * n * n))
+    scale = 1 + Z95**2 / n
+    return Verdict(score, p, ((middle - width) / scale, (middle + width) / scale))

@@ -1,0 +1,108 @@
+"""Evaluation of language models on examples that were held out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from proximo.batch import Batch
+from proximo.models.language.policy import in_pieces
+from proximo.preferences import margins
+from proximo.reduce import last_live
+from proximo.run.plan import Judge
+from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
+from proximo.sources.text.examples import Example
+from proximo.sources.texts import TextSource
+from proximo.sources.tokens import TokenSource
+
+SHOWN = 16  # samples that are kept of an evaluation
+
+
+@dataclass(frozen=True)
+class LanguageScore:
+    """What an evaluation found: a number for each example, what else there is to say, and samples."""
+
+    returns: list[float]
+    lengths: list[int]
+    more: dict[str, float] = field(default_factory=dict)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.returns))
+
+    @property
+    def std(self) -> float:
+        return float(np.std(self.returns))
+
+    def row(self) -> dict[str, Any]:
+        summary = {"return_mean": self.mean, "return_std": self.std, "length_mean": float(np.mean(self.lengths))}
+        return {**summary, **self.more, "episodes": len(self.returns), "returns": self.returns}
+
+
+def completing(source: TokenSource, policy: Any, examples: Sequence[Example], seed: int) -> Judge:
+    """Completes prompts as while training, from random numbers of its own: rewards, and how far it is from the reference."""
+
+    def judge(stop: Callable[[], bool]) -> LanguageScore | None:
+        with borrowed_generators():
+            seed_all(derived(seed, EVALUATION, 0))
+            batch, texts = source.rewarded(policy, examples, 1)
+        rewards, kl = batch.reward.sum(0), drift_of(batch)
+        rows = zip(examples, texts, rewards.tolist(), kl.tolist(), strict=True)
+        names = ("prompt", "completion", "reward", "kl")
+        samples = [dict(zip(names, (each.text, *rest), strict=True)) for each, *rest in rows][:SHOWN]
+        more = {"kl_ref": kl.mean().item(), "ended": batch.ended.any(0).float().mean().item()}
+        return LanguageScore(rewards.tolist(), batch.mask.sum(0).tolist(), more, samples)
+
+    return judge
+
+
+def drift_of(batch: Batch) -> torch.Tensor:
+    """Σ log π − log π_ref of each sequence, [N], nats; zero where there is no reference."""
+    if "ref_logp" not in vars(batch):
+        return torch.zeros_like(batch.logp.sum(0))
+    return torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
+
+
+def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Judge:
+    """How likely held-out texts are: mean log-probability a token of each, and the perplexity over all tokens."""
+
+    def judge(stop: Callable[[], bool]) -> LanguageScore | None:
+        logps, lengths = list[float](), list[int]()
+        for i in range(0, len(examples), source.count):
+            batch = source.batch(policy, examples[i : i + source.count])
+            logp = torch.where(batch.mask, in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).logp), 0)
+            logps += logp.sum(0).tolist()
+            lengths += batch.mask.sum(0).tolist()
+        total = sum(logps) / sum(lengths)
+        return LanguageScore(
+            [logp / length for logp, length in zip(logps, lengths, strict=True)],
+            lengths,
+            {"loss": -total, "perplexity": float(np.exp(-total))},
+        )
+
+    return judge
+
+
+def preferring(source: TextSource, policy: Any, examples: Sequence[Example], beta: float | None) -> Judge:
+    """Whether the chosen of held-out pairs is preferred: by the reward, or by the implicit one of DPO where there is β."""
+
+    def judge(stop: Callable[[], bool]) -> LanguageScore | None:
+        found = list[float]()
+        for i in range(0, len(examples), source.count):
+            batch = source.batch(policy, examples[i : i + source.count])
+            if beta is None:
+                value = in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).value)
+                sides = last_live(value, batch.mask)
+                found += (sides[:, 0] - sides[:, 1]).tolist()
+            else:
+                logp = in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).logp)
+                found += (beta * margins(logp, batch)).tolist()
+        right = [float(x > 0) for x in found]
+        return LanguageScore(right, [1] * len(right), {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))})
+
+    return judge

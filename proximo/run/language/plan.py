@@ -1,0 +1,187 @@
+"""What a run of a language model is: everything that was asked for or chosen, as config.json holds it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from proximo.algorithms.language import LANGUAGE, language_algorithm
+from proximo.batch import Batch
+from proximo.checks import check
+from proximo.errors import ConfigError, UnknownName, unknown
+from proximo.models.language.build import CriticKind
+from proximo.run.config import built
+
+MOST_TOGETHER = 2**20  # tokens of a collection's rows, however many are asked for
+ELSEWHERE = {
+    "learning_rate": "lr",
+    "max_steps": "steps",
+    "num_generations": "group",
+    "per_device_train_batch_size": "batch",
+    "max_completion_length": "max_tokens",
+    "max_prompt_length": "max_prompt",
+    "gradient_checkpointing": "checkpointing",
+    "lora_r": "lora",
+}
+
+
+@dataclass(frozen=True)
+class LanguageRun:
+    """The numbers of a run that are not the algorithm's."""
+
+    steps: int = 200
+    """Updates: collections of completions, or draws from the data set, each learned from as the algorithm says."""
+    batch: int = 32
+    """Examples of an update: prompts, pairs or texts."""
+    group: int = 1
+    """Completions of each prompt; those of the group methods (GRPO, RLOO, …) are compared with each other."""
+    max_prompt: int | None = None
+    """Longest prompt, tokens; None takes what the model's context leaves."""
+    max_tokens: int = 128
+    """Longest completion, tokens."""
+    too_long: Literal["error", "drop", "truncate"] = "error"
+    """What becomes of a longer prompt; truncate cuts it from the left."""
+    temperature: float = 1.0
+    """Divides the logits of policy and reference, while sampling and while learning."""
+    generator: Literal["static", "transformers"] = "static"
+    """Who samples: our decoder with a static cache, or transformers' generate."""
+    rewards: tuple[str, ...] = ()
+    """What completions are worth: built-in rewards by name, as name or name=weight; summed."""
+    reward_model: str | None = None
+    """A trained reward model: the folder of a run of `proximo language reward`; added to the others."""
+    missing_eos: float | None = None
+    """The score of a completion that did not come to its end, in place of any other."""
+    critic: CriticKind | Literal["auto"] = "auto"
+    """Who values states: a head on the model's own layers, a model of its own, two small ones; auto: as the algorithm needs."""
+    critic_model: str | None = None
+    """What a critic of its own begins with; by default the model."""
+    lora: int | None = None
+    """Rank of low-rank adapters, which alone are trained then; the reference is the model without them."""
+    whole_text: bool = False
+    """Learn from prompts too (SFT)."""
+    pack: int | None = None
+    """Put several texts into rows of so many tokens (SFT); None pads each to the longest."""
+    seed: int = 0
+    """Every random number follows from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where the model lives."""
+    threads: int = 0
+    """Threads torch computes with; 0 takes one for each core, which is then what resuming needs."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """What products are taken in; parameters, logits and losses stay float32."""
+    checkpointing: bool = False
+    """Compute layers again in the backward pass, to save memory."""
+    at_once: int | None = None
+    """Rows that are evaluated together where nothing is learned (reference, values); None: all."""
+    checkpoint_every: int = 50
+    """Updates between checkpoints."""
+    eval_every: int = 50
+    """Updates between evaluations; 0 evaluates only at the end."""
+    eval_prompts: int = 64
+    """Examples of an evaluation."""
+    held_out: float = 0.05
+    """Share of the data set that is never learned from, and evaluated on."""
+    max_kl: float | None = None
+    """Most that an update may change the policy: KL(old ‖ new) a token, nats; a longer one is cut or undone."""
+    stop_drift: float | None = None
+    """End the run where the KL of a sequence from the reference, nats, exceeds this."""
+
+    def __post_init__(self) -> None:
+        check(self, at_least_one=("steps", "batch", "group", "max_tokens", "checkpoint_every", "eval_prompts"))
+        check(self, not_negative=("seed", "eval_every", "threads"), positive=("temperature",))
+        for name in ("max_prompt", "lora", "pack", "at_once"):
+            if getattr(self, name) is not None:
+                check(self, at_least_one=(name,))
+        check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
+        if not 0 < self.held_out < 1:
+            raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
+        if self.seed >= 2**32:
+            raise ConfigError(f"seed is {self.seed}: it must be at most {2**32 - 1}")
+        if self.batch * self.group * self.max_tokens > MOST_TOGETHER * 64:
+            raise ConfigError(f"{self.batch} × {self.group} completions of {self.max_tokens} tokens are too many at once")
+
+    @property
+    def features_every(self) -> int:
+        """Never: units are counted in networks of control."""
+        return 0
+
+    @property
+    def measures_drift(self) -> bool:
+        """Whether updates are held to a bound, and drift.jsonl written."""
+        return self.max_kl is not None or self.stop_drift is not None
+
+
+@dataclass(frozen=True)
+class LanguagePlan:
+    """A whole run, resolved: what config.json holds."""
+
+    algo: str
+    model: str
+    data: str
+    run: LanguageRun
+    algorithm: Any
+    weights: str = ""  # SHA-256 over the model's weights
+    examples: str = ""  # digest of the data set as tokens
+    yours: tuple[str, ...] = ()  # what came from Python: data, reward
+
+    @property
+    def title(self) -> str:
+        return f"{self.model} · {self.data}"
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a checkpoint must have in common with the run that loads it."""
+        return {"algo": self.algo, "weights": self.weights, "examples": self.examples}
+
+    def complete(self, step: int) -> bool:
+        return step >= self.run.steps
+
+    def taken(self, batch: Batch) -> int:
+        """The steps that a collection stands for: one, an update."""
+        return 1
+
+    def to_json(self) -> dict[str, Any]:
+        return {"kind": "language", **dataclasses.asdict(self)}
+
+
+def planned(
+    algo: str, model: str, data: str, settings: dict[str, Any], yours: tuple[str, ...] = ()
+) -> LanguagePlan:
+    """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
+    owners = known(algo)
+    for name in settings:
+        if name not in owners:
+            if name in ELSEWHERE:
+                raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
+            raise unknown("setting", name, owners)
+    run, algorithm = (
+        built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
+        for owner in (LanguageRun, language_algorithm(algo).Config)
+    )
+    return LanguagePlan(algo, model, data, run, algorithm, yours=yours)
+
+
+def known(algo: str) -> dict[str, type]:
+    """Every setting of a run of this algorithm, and the dataclass that owns it."""
+    owners = (LanguageRun, language_algorithm(algo).Config)
+    return {field.name: owner for owner in owners for field in dataclasses.fields(owner)}
+
+
+def from_json(tree: dict[str, Any]) -> LanguagePlan:
+    """The plan that `to_json` described; ConfigError for anything else."""
+    names = {field.name for field in dataclasses.fields(LanguagePlan)} | {"kind"}
+    if strange := tree.keys() ^ names:
+        raise ConfigError(f"config.json: {min(strange)!r} is {'missing' if min(strange) in names else 'unknown'}")
+    for name in ("algo", "model", "data", "weights", "examples"):
+        if not isinstance(tree[name], str):
+            raise ConfigError(f"config.json: {name} is {tree[name]!r}, not a string")
+    if tree["algo"] not in LANGUAGE:
+        raise unknown("algorithm", tree["algo"], LANGUAGE)
+    yours = tree["yours"]
+    if not isinstance(yours, list | tuple) or any(part not in ("data", "reward") for part in yours):
+        raise ConfigError(f"config.json: yours is {yours!r}, not some of data, reward")
+    run = built(LanguageRun, tree["run"])
+    algorithm = built(language_algorithm(tree["algo"]).Config, tree["algorithm"])
+    rest = {name: tree[name] for name in ("algo", "model", "data", "weights", "examples")}
+    return LanguagePlan(**rest, run=run, algorithm=algorithm, yours=tuple(yours))

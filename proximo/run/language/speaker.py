@@ -1,0 +1,87 @@
+"""A language model that was trained, ready to complete texts or to judge them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from proximo.errors import ConfigError
+from proximo.models.language.policy import LanguagePolicy, in_pieces
+from proximo.models.language.reward import RewardModel
+from proximo.reduce import last_live
+from proximo.run.language.material import Words
+from proximo.run.seeding import borrowed_generators, seed_all
+from proximo.sources.generation import Generator, Sampling
+from proximo.sources.text.examples import ids
+from proximo.sources.text.padding import completions, left
+
+TOGETHER = 64  # prompts completed, or texts judged, side by side
+
+
+class Speaker:
+    """A policy with its words."""
+
+    def __init__(self, policy: LanguagePolicy, words: Words, generator: Generator) -> None:
+        self.policy, self.words, self.generator = policy, words, generator
+
+    def complete(
+        self, prompts: Sequence[str], max_tokens: int = 128, temperature: float = 1.0, seed: int = 0
+    ) -> list[str]:
+        """A completion of each prompt; the most likely tokens where the temperature is 0. The seed decides."""
+        sampling = Sampling(max_tokens, temperature, eos=(self.words.eos,), pad=self.words.pad)
+        found = list[str]()
+        with borrowed_generators():
+            seed_all(seed)
+            for i in range(0, len(prompts), TOGETHER):
+                tokens = [self.tokens(prompt) for prompt in prompts[i : i + TOGETHER]]
+                rows = {name: x.to(self.policy.device) for name, x in left(tokens, self.words.pad).items()}
+                with torch.no_grad(), self.policy.computing():
+                    made = self.generator(self.policy.model, rows["token"], rows["live"], sampling, 1)
+                lanes = zip(made.token.T, made.mask.T, strict=True)
+                found += [self.words.decode(token[live].tolist()) for token, live in lanes]
+        return found
+
+    def tokens(self, prompt: str) -> list[int]:
+        """A prompt's token ids."""
+        found = self.words.tokenizer(prompt)["input_ids"]
+        found = found[:-1] if found[-1:] == [self.words.eos] else found
+        if not found:
+            raise ConfigError("the prompt is empty, and the tokenizer has no BOS token to begin with")
+        return found
+
+
+class ModelReward:
+    """A reward model as a reward of completions."""
+
+    def __init__(self, model: RewardModel, words: Words, theirs: Any) -> None:
+        """`theirs` is the tokenizer of the policy: where it is the same, tokens need not become text and come back."""
+        self.model, self.words = model, words
+        self.same = theirs.get_vocab() == words.tokenizer.get_vocab()
+
+    def __call__(
+        self,
+        prompts: list[str],
+        completions: list[str],
+        prompt_ids: list[list[int]],
+        completion_ids: list[list[int]],
+        ended: list[bool],
+        **columns: list[Any],
+    ) -> list[float]:
+        asked = prompt_ids if self.same else [self.words.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        answers = completion_ids if self.same else [self.answer(*one) for one in zip(completions, ended, strict=True)]
+        found = list[float]()
+        for i in range(0, len(asked), TOGETHER):
+            found += self.scores(asked[i : i + TOGETHER], answers[i : i + TOGETHER])
+        return found
+
+    def answer(self, text: str, ended: bool) -> list[int]:
+        tokens = self.words.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return [*tokens, self.words.eos] if ended or not tokens else tokens
+
+    def scores(self, prompts: Sequence[Sequence[int]], answers: Sequence[Sequence[int]]) -> list[float]:
+        batch = completions([ids(*each) for each in prompts], [ids(*each) for each in answers], self.words.pad)
+        batch = batch.to(self.model.device)
+        value = in_pieces(batch, None, lambda part: self.model.evaluate(part).value)
+        return last_live(value, batch.mask).tolist()

@@ -1,0 +1,166 @@
+"""Experience from a language model: prompts are drawn, it completes them, rewards say what that is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from proximo.batch import Batch
+from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
+from proximo.rewards import Reward, scores
+from proximo.sources.generation import Completions, Generator, Sampling
+from proximo.sources.text.examples import Example
+from proximo.sources.text.loader import Loader
+from proximo.sources.text.padding import left
+
+
+class TokenSource:
+    """Collects `prompts` × `group` completions: batches [T, N], N = prompts · group, those of a prompt side by side.
+
+    `decode` turns token ids into a text without special tokens. `at_once` is how many lanes the reference and the
+    critics look at together.
+    """
+
+    def __init__(
+        self,
+        loader: Loader[Example],
+        generator: Generator,
+        sampling: Sampling,
+        reward: Reward,
+        decode: Callable[[Sequence[int]], str],
+        prompts: int,
+        group: int,
+        at_once: int | None = None,
+    ) -> None:
+        self.loader, self.generator, self.sampling, self.reward = loader, generator, sampling, reward
+        self.decode, self.prompts, self.group, self.at_once = decode, prompts, group, at_once
+        self.episodes = Completed()
+
+    def restart(self, seed: int) -> None:
+        """Nothing is open between two collections."""
+
+    def close(self) -> None: ...
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {**self.loader.state_tensors(), **self.episodes.state_tensors()}
+
+    def collect(self, policy: LanguagePolicy) -> Batch:
+        """Draw prompts, complete and reward them; torch's global generator is what completions are drawn with."""
+        batch, _ = self.rewarded(policy, self.loader.draw(self.prompts), self.group)
+        self.episodes.add(batch)
+        return batch
+
+    def rewarded(self, policy: LanguagePolicy, asked: Sequence[Example], group: int) -> tuple[Batch, list[str]]:
+        """Completions of these prompts, so many of each, with their rewards; and as texts."""
+        batch = self.completed(policy, asked, group)
+        texts = [self.decode(ids) for ids in written(batch)]
+        lanes = [each for each in asked for _ in range(group)]
+        found = scores(self.reward, [each.text for each in lanes], texts, told(lanes, batch))
+        score = torch.tensor(found, device=policy.device)
+        return batch.replace(reward=torch.where(batch.terminated, score, 0)), texts
+
+    def completed(self, policy: LanguagePolicy, asked: Sequence[Example], group: int) -> Batch:
+        """The prompts' completions as a batch [T, N] without rewards, with what reference and critics say of it."""
+        prompts = {name: x.to(policy.device) for name, x in left([e.prompt for e in asked], self.sampling.pad).items()}
+        with policy.computing():
+            made = self.generator(policy.model, prompts["token"], prompts["live"], self.sampling, group)
+        batch = batch_of(prompts["token"], prompts["live"], made, group, self.sampling.eos)
+        if policy.has_reference:
+            batch = batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp))
+        if policy.critics:
+            value = in_pieces(batch, self.at_once, lambda part: policy.evaluate(part).value)
+            batch = batch.replace(value=value, next_value=after(value, batch.terminated))
+        return batch
+
+
+def batch_of(token: Tensor, live: Tensor, made: Completions, group: int, eos: Sequence[int]) -> Batch:
+    """A batch [T, N] of completions of left-padded prompts [N / group, P]; `ended` [T, N] is where one came to its EOS."""
+    token, live = (x.repeat_interleave(group, 0) for x in (token, live))
+    size, length = live.sum(1), made.mask.sum(0)
+    steps = torch.arange(len(made.token), device=token.device).unsqueeze(1)
+    seen = torch.cat([token[:, -1:].T, made.token[:-1]])
+    lanes = torch.arange(made.token.shape[1], device=token.device)
+    return Batch(
+        observation={"token": seen, "position": size - 1 + torch.minimum(steps, length - 1)},
+        action=made.token,
+        mask=made.mask,
+        terminated=steps == length - 1,
+        truncated=torch.zeros_like(made.mask),
+        ended=made.mask & torch.isin(made.token, torch.tensor(eos, device=token.device)),
+        logp=made.logp,
+        old=Sampled(made.token, made.logp),
+        value=torch.zeros_like(made.logp),
+        next_value=torch.zeros_like(made.logp),
+        group=(lanes // group).expand(made.token.shape),
+        memory={"token": token[None, :, :-1], "live": live[None, :, :-1]},
+    )
+
+
+def after(value: Tensor, terminated: Tensor) -> Tensor:
+    """The value of each next state, [T, N]: that of the next row; nothing follows an end."""
+    following = torch.cat([value[1:], torch.zeros_like(value[:1])])
+    return torch.where(terminated, 0, following)
+
+
+def written(batch: Batch) -> list[list[int]]:
+    """The tokens of each lane that the policy chose."""
+    return [lane[live].tolist() for lane, live in zip(batch.action.T, batch.mask.T, strict=True)]
+
+
+def told(lanes: Sequence[Example], batch: Batch) -> Mapping[str, list[Any]]:
+    """What rewards may ask for: the data set's columns, how long each completion is, whether it ended, its tokens."""
+    names = {name: None for each in lanes for name in each.columns}
+    columns = {name: [each.columns.get(name) for each in lanes] for name in names}
+    return {
+        **columns,
+        "length": batch.mask.sum(0).tolist(),
+        "ended": batch.ended.any(0).tolist(),
+        "prompt_ids": [list(each.prompt) for each in lanes],
+        "completion_ids": written(batch),
+    }
+
+
+class Completed:
+    """What there is to say of the completions of a collection, and how many there were."""
+
+    def __init__(self) -> None:
+        self.count = torch.zeros((), dtype=torch.int64)
+        self.tokens = torch.zeros((), dtype=torch.int64)
+        self.last: dict[str, float | int | None] = {}
+
+    def add(self, batch: Batch) -> None:
+        self.count += batch.mask.shape[1]
+        self.tokens += batch.mask.sum()
+        length, score = batch.mask.sum(0).float(), batch.reward.sum(0)
+        self.last = {
+            "return_mean": score.mean().item(),
+            "return_std": score.std().item(),
+            "length_mean": length.mean().item(),
+            "ended": batch.ended.any(0).float().mean().item(),
+            "repetition": repetition(batch).item(),
+        }
+        if "ref_logp" in vars(batch):
+            drift = torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
+            self.last["kl_ref"] = drift.mean().item()
+
+    def metrics(self) -> dict[str, float | int | None]:
+        """episodes (completions) and tokens so far; of the last collection: return_mean, return_std (scores),
+        length_mean, ended (share with an EOS), repetition, kl_ref (nats a sequence)."""
+        none: dict[str, float | int | None] = dict.fromkeys(("return_mean", "length_mean"))
+        return {"episodes": int(self.count), "tokens": int(self.tokens), **none, **self.last}
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        return {"count": self.count, "tokens": self.tokens}
+
+
+def repetition(batch: Batch) -> Tensor:
+    """The share of tokens that were there two tokens before as well, with the one before them: a scalar."""
+    a, mask = batch.action, batch.mask
+    if len(a) < 4:
+        return torch.zeros((), device=a.device)
+    again = (a[3:] == a[1:-2]) & (a[2:-1] == a[:-3])
+    live = mask[3:]
+    return (again & live).sum() / live.sum().clamp(min=1)
