@@ -34,6 +34,10 @@ class EnvFailure(ProximoError, RuntimeError):
     """An environment that raised, or broke the interface it promised."""
 
 
+class RewardError(ProximoError, RuntimeError):
+    """A reward function that raised, or returned what is no score of each completion."""
+
+
 class MissingExtra(ProximoError, ImportError):
     """An optional dependency that is not installed."""
 

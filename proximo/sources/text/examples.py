@@ -1,0 +1,171 @@
+"""Texts as tokens: what is learned, or begun with, one example at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from array import array
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from proximo.errors import ConfigError
+from proximo.sources.text.formats import Text
+from proximo.sources.text.padding import Ids
+
+TooLong = Literal["error", "drop", "truncate"]
+BATCH = 1_000  # texts that a tokenizer gets at once
+
+
+@dataclass(frozen=True)
+class Example:
+    """A prompt and what answers it, in tokens; the answers end with EOS, unless they were cut."""
+
+    prompt: Ids  # never empty: a policy chooses after a token
+    answers: tuple[Ids, ...]  # none, a completion, or a chosen and a rejected one
+    text: str  # the prompt, as a reward function gets it
+    columns: dict[str, Any]  # the row's others
+
+    def whole(self) -> Example:
+        """All of the text as what is learned, after its first token: for SFT that is not of completions only."""
+        (answer,) = self.answers
+        return replace(self, prompt=self.prompt[:1], answers=(ids(*self.prompt[1:], *answer),))
+
+
+def ids(*tokens: int) -> Ids:
+    """Token ids in four bytes each; a list takes ten times as much."""
+    return array("i", tokens)
+
+
+def examples(texts: Sequence[Text], tokenizer: Any) -> list[Example]:
+    """Texts as tokens, in order.
+
+    A prompt has the same tokens here as where it is completed: those of itself alone, with what the tokenizer puts
+    before a text (BOS; chat templates write their own). An answer has the tokens it has behind the prompt, if the
+    prompt's are the same there; else its own. Then EOS, once. A text without a prompt has its first token for one.
+
+    Raises ConfigError for a tokenizer without EOS, and for an empty prompt where there is no BOS to begin with.
+    """
+    end = eos_id(tokenizer)
+    answers = [[_without_end(answer, tokenizer.eos_token) for answer in text.answers] for text in texts]
+    prompts = _encoded(tokenizer, [(text.prompt, not text.rendered) for text in texts])
+    joint = _encoded(
+        tokenizer,
+        [(text.prompt + each, not text.rendered) for text, own in zip(texts, answers, strict=True) for each in own],
+    )
+    following = iter(joint)
+    found = []
+    for text, own, prompt in zip(texts, answers, prompts, strict=True):
+        begun = prompt or ([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [])
+        tails = [_behind(next(following), prompt, begun, each, tokenizer) for each in own]
+        if not begun and not text.prompt and len(tails) == 1 and tails[0]:
+            begun, tails = tails[0][:1], [tails[0][1:]]
+        if not begun:
+            raise ConfigError(f"{text.place}: the prompt is empty, and the tokenizer has no BOS token to begin with")
+        found.append(Example(ids(*begun), tuple(ids(*tail, end) for tail in tails), text.prompt, text.columns))
+    return found
+
+
+def _without_end(answer: str, mark: str) -> str:
+    """Chat templates write EOS themselves, and a line break behind it that nobody generates."""
+    ended = (text for text in (answer, answer.rstrip()) if text.endswith(mark))
+    return next(ended, answer + mark).removesuffix(mark)
+
+
+def _behind(joint: list[int], prompt: list[int], begun: list[int], answer: str, tokenizer: Any) -> list[int]:
+    """The answer's tokens behind a prompt."""
+    if joint[: len(prompt)] == prompt:
+        tail = joint[len(prompt) :]
+        return tail[len(begun) :] if not prompt and begun and tail[: len(begun)] == begun else tail
+    return _encoded(tokenizer, [(answer, False)])[0]
+
+
+def _encoded(tokenizer: Any, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
+    """Token ids of (text, whether the tokenizer adds its special tokens), without an EOS that it puts at the end."""
+    end, mark = tokenizer.eos_token_id, tokenizer.eos_token
+    found: list[list[int]] = [[] for _ in texts]
+    for special in (False, True):
+        places = [i for i, (_, add) in enumerate(texts) if add is special]
+        for first in range(0, len(places), BATCH):
+            some = places[first : first + BATCH]
+            tokens = tokenizer([texts[i][0] for i in some], add_special_tokens=special, verbose=False)["input_ids"]
+            for i, each in zip(some, tokens, strict=True):
+                added = special and each[-1:] == [end] and not texts[i][0].endswith(mark)
+                found[i] = list(each[: len(each) - added])
+    return found
+
+
+def eos_id(tokenizer: Any) -> int:
+    """The token that ends a text; ConfigError where the tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise ConfigError("the tokenizer has no EOS token, so no text could end: set tokenizer.eos_token")
+    return tokenizer.eos_token_id
+
+
+def pad_id(tokenizer: Any, say: Callable[[str], object]) -> int:
+    """A token to fill rows with that is not EOS, so that nobody who meets it takes it for the end of a text.
+
+    It is the tokenizer's own pad token; where that is missing, or EOS as in many, a token that is made for it, or UNK,
+    or any other, which `say` is told. Nothing is learned from it: masks are made of lengths, never of tokens.
+    """
+    end, own = eos_id(tokenizer), tokenizer.pad_token_id
+    if own is not None and own != end:
+        return own
+    known = tokenizer.get_vocab()
+    named = sorted(token for token in known if "pad" in token.lower() and token[0] in "<[" and token[-1] in ">]")
+    spare = [known[token] for token in named] + [tokenizer.unk_token_id, 0, 1]
+    pad = next(token for token in spare if token is not None and token != end)
+    why = "is EOS" if own == end else "is missing"
+    say(f"the tokenizer's pad token {why}: rows are filled with {tokenizer.convert_ids_to_tokens(pad)!r} ({pad})")
+    return pad
+
+
+def limited(
+    found: Sequence[Example],
+    max_prompt: int | None,
+    max_answer: int | None,
+    too_long: TooLong,
+    say: Callable[[str], object],
+) -> list[Example]:
+    """Examples whose prompts have at most `max_prompt` tokens and whose answers `max_answer`, EOS included.
+
+    `too_long` is what becomes of a longer prompt: "error"; "drop" the example; "truncate" it from the left, so that its
+    end is what is answered. A longer answer is dropped as well with "drop", else cut at the right, and is then without
+    EOS. `say` is told how many of each there were.
+
+    Raises ConfigError, with their number, for prompts that are too long, and where nothing is left.
+    """
+    for name, limit in (("max_prompt", max_prompt), ("max_answer", max_answer)):
+        if limit is not None and limit < 1:
+            raise ConfigError(f"{name} is {limit}: there must be room for a token")
+    long_prompt = [max_prompt is not None and len(each.prompt) > max_prompt for each in found]
+    long_answer = [max_answer is not None and any(len(a) > max_answer for a in each.answers) for each in found]
+    prompts, answers, drop = sum(long_prompt), sum(long_answer), too_long == "drop"
+    of = f"of {len(found)}"
+    if prompts and too_long == "error":
+        longest = max(len(each.prompt) for each in found)
+        words = (
+            f"{prompts} {of} prompts are longer than the {max_prompt} tokens there is room for (the longest: {longest})"
+        )
+        raise ConfigError(f"{words}: drop them, truncate them from the left (too_long), or make room")
+    if prompts:
+        say(f"{prompts} {of} prompts are longer than {max_prompt} tokens: {'dropped' if drop else 'cut at the left'}")
+    if answers:
+        say(f"{answers} {of} answers are longer than {max_answer} tokens: {'dropped' if drop else 'cut at the right'}")
+    if drop:
+        found = [e for e, p, a in zip(found, long_prompt, long_answer, strict=True) if not p and not a]
+        if not found:
+            raise ConfigError(f"no example is left: all are longer than {max_prompt} and {max_answer} tokens")
+    return [
+        replace(e, prompt=e.prompt[-(max_prompt or 0) :], answers=tuple(a[:max_answer] for a in e.answers))
+        for e in found
+    ]
+
+
+def digest(found: Sequence[Example]) -> str:
+    """A name for these examples in this order, 16 hexadecimal digits of SHA-256: a position means nothing in others."""
+    hashed = hashlib.sha256()
+    for each in found:
+        parts = [list(each.prompt), [list(answer) for answer in each.answers], each.columns]
+        hashed.update(json.dumps(parts, sort_keys=True, default=str).encode() + b"\n")
+    return hashed.hexdigest()[:16]

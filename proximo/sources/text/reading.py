@@ -1,0 +1,121 @@
+"""Rows of a data set: JSONL, parquet, what the library `datasets` reads, or dicts."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from proximo.errors import ConfigError, MissingExtra
+
+Row = Mapping[str, Any]
+FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+SAVED = ("state.json", "dataset_dict.json")  # one of them lies in a folder that `Dataset.save_to_disk` wrote
+
+
+class Table(NamedTuple):
+    """Rows of named columns, and what to call them in an error."""
+
+    name: str
+    rows: Sequence[Row]
+
+
+def read(data: Any, split: str = "train", config: str | None = None) -> Table:
+    """The rows of a data set.
+
+    `data` is the path of a file (.jsonl, .json with one object a line, .parquet), a folder or hub id that `datasets`
+    loads (`config` names one of its configurations), a `datasets.Dataset`, a dict of splits, or an iterable of dicts.
+    `split` counts where there are splits.
+
+    Raises ConfigError for what is missing, malformed (with file and line) or empty; MissingExtra where the library that
+    reads it is not installed.
+    """
+    if isinstance(data, str | os.PathLike):
+        table = Table(os.fspath(data), _stored(os.fspath(data), split, config))
+    elif isinstance(data, Mapping):
+        if split not in data:
+            raise ConfigError(f"the data set has no split {split!r}; it has {', '.join(map(str, data))}")
+        return read(data[split])
+    elif hasattr(data, "to_list"):
+        table = Table("the data set", data.to_list())
+    elif hasattr(data, "column_names"):
+        raise ConfigError("a streamed data set has no length: give some of its rows, list(data.take(10_000))")
+    elif isinstance(data, Iterable):
+        table = Table("the data", list(data))
+    else:
+        raise ConfigError(f"data is a {type(data).__name__}: give a path, a data set of `datasets` or a list of dicts")
+    for i, row in enumerate(table.rows):
+        if not isinstance(row, Mapping):
+            raise ConfigError(f"{table.name}, row {i + 1} is a {type(row).__name__}, not a dict of named columns")
+    if not table.rows:
+        raise ConfigError(f"{table.name} has no rows")
+    return table
+
+
+def _stored(place: str, split: str, config: str | None) -> list[Row]:
+    path = Path(place)
+    if path.suffix.lower() not in FILES:
+        return _by_library(place, split, config)
+    if not path.is_file():
+        raise ConfigError(f"there is no file {place}")
+    try:
+        return _parquet(path) if path.suffix.lower() == ".parquet" else _lines(path)
+    except OSError as error:
+        raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from None
+
+
+def _lines(path: Path) -> list[Row]:
+    """One JSON object a line; empty lines are passed over."""
+    rows = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.isspace():
+                continue
+            try:
+                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise ConfigError(f"{path}, line {number} is no JSON: {error}") from None
+            if not isinstance(row, dict):
+                words = 'expected one object a line, such as {"prompt": "…", "completion": "…"}'
+                raise ConfigError(f"{path}, line {number} is a {type(row).__name__}: {words}")
+            rows.append(row)
+    return rows
+
+
+def _parquet(path: Path) -> list[Row]:
+    try:
+        import pyarrow.parquet as parquet
+    except ImportError:
+        raise _missing(str(path)) from None
+    try:
+        return parquet.read_table(path).to_pylist()
+    except ValueError as error:  # pyarrow's own errors derive from it
+        raise ConfigError(f"{path} is no parquet file: {_first_line(error)}") from None
+
+
+def _by_library(place: str, split: str, config: str | None) -> list[Row]:
+    """What `datasets` finds: a folder that it saved, a folder of data files, or a data set of the hub."""
+    try:
+        import datasets
+    except ImportError:
+        raise _missing(place) from None
+    try:
+        if any((Path(place) / name).is_file() for name in SAVED):
+            found: Any = datasets.load_from_disk(place)
+            return list(read(found, split).rows)
+        return datasets.load_dataset(place, config, split=split).to_list()
+    except ConfigError:
+        raise
+    except Exception as error:  # of any kind: of the hub, of the network, of a file's format
+        words = f"{type(error).__name__}: {_first_line(error)}"
+        raise ConfigError(f"the data set {place!r} (split {split!r}) cannot be loaded: {words}") from None
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "no reason given")
+
+
+def _missing(what: str) -> MissingExtra:
+    return MissingExtra(f'{what} needs packages that are not installed: pip install "proximo[language]"')
