@@ -1,4 +1,4 @@
-"""The `proximo language` command: train, ask and judge language models. Each verb is a function, its arguments flags."""
+"""The `proximo language` command: train, ask and judge language models. Each verb is a function."""
 
 from __future__ import annotations
 
@@ -46,9 +46,7 @@ def train_verb(algo: str) -> Callable[..., LanguageTrain]:
     return train
 
 
-def chat(
-    dir: Dir, prompt: str | None = None, max_tokens: int = 128, temperature: float = 1.0, seed: int = 0
-) -> None:
+def chat(dir: Dir, prompt: str | None = None, max_tokens: int = 128, temperature: float = 1.0, seed: int = 0) -> None:
     """Complete what you type, with a run's newest good checkpoint; an empty line ends it.
 
     Args:

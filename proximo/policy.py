@@ -43,6 +43,7 @@ class Evaluation(NamedTuple):
     logp: Tensor  # [...] log-probability of batch.action
     value: Tensor  # [...] value of batch.observation
     distribution: Distribution
+    values: Any = None  # [..., K] what each of several critics says, of whom `value` is the mean
 
 
 class Learner(Protocol):

@@ -11,14 +11,15 @@ import torch
 from proximo.batch import leaves_of, tree_map
 from proximo.errors import ConfigError, EnvFailure, NonFiniteError
 from proximo.observations import pointer, space_map
-from proximo.policy import Policy
+from proximo.policy import Learner, Policy
 from proximo.sources.buffers import Leaf, stored_leaves, taken
 
 
 class Acting(Protocol):
     """Something that holds a policy to act with."""
 
-    policy: Policy
+    @property
+    def policy(self) -> Learner: ...
 
 
 class Agent:

@@ -15,10 +15,10 @@ from typing import Any
 
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
 from proximo.run.config import Resolved, changed, from_json
-from proximo.run.language.plan import LanguagePlan
-from proximo.run.plan import Plan
-from proximo.run.language.plan import from_json as language_from_json
 from proximo.run.files import parse_json, read_bytes, read_json, replace_durably, to_json
+from proximo.run.language.plan import LanguagePlan
+from proximo.run.language.plan import from_json as language_from_json
+from proximo.run.plan import Plan
 
 LOG_LIMIT = 2**30  # bytes
 TAIL = 2**14  # bytes; far more than a row of metrics

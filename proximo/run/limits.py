@@ -46,7 +46,7 @@ def gradient_of(run: EnvRun, update: float, settle: Settle) -> Gradient:
     parts = getattr(c.algorithm, "minibatches", 1)
     steps, rows = getattr(c.algorithm, "epochs", 1) * parts, c.rollout // parts
     brief = has_images(c) and c.network.precision == "bfloat16"
-    square = torch.rand(SQUARE, SQUARE, device=run.policy.device).to(torch.bfloat16 if brief else torch.float32)
+    square = torch.rand(SQUARE, SQUARE, device=run.agent.policy.device).to(torch.bfloat16 if brief else torch.float32)
     speed = 2 * SQUARE**3 / seconds_of(lambda: torch.mm(square, square), settle).min()
     work = 3 * operations(run) * rows  # backward takes two products where forward takes one
     return Gradient(steps, rows, update / steps * 1e6, work / speed * 1e6, speed / 1e9)
@@ -54,16 +54,16 @@ def gradient_of(run: EnvRun, update: float, settle: Settle) -> Gradient:
 
 def operations(run: EnvRun) -> int:
     """Floating-point operations of the policy's matrix products and convolutions on one row."""
-    rows = blank(run.policy, run.agent.observation_space, run.config.algorithm.horizon, 1)
+    rows = blank(run.agent.policy, run.agent.observation_space, run.config.algorithm.horizon, 1)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        run.policy.evaluate(rows)
+        run.agent.policy.evaluate(rows)
     return counter.get_total_flops() // len(rows.mask)
 
 
 def limits(run: EnvRun, gradient: Gradient, settle: Settle) -> dict[str, float]:
     """Seconds a cycle of the parts on their own. The environments are elsewhere afterwards."""
     c, source = run.config, run.source
-    actions = source.collect(run.policy).action
+    actions = source.collect(run.agent.policy).action
     best = {UPDATE: gradient.steps * gradient.arithmetic_us * 1e-6}
     best[JUDGING] = operations(run) * c.rollout / (gradient.gflops * 1e9)
     if isinstance(source, TensorSource):
@@ -78,7 +78,7 @@ def environment_alone(run: EnvRun, source: EnvSource, actions: Any) -> float:
     """Seconds of a vector step with nothing around it, resets included; `actions` are drawn ones, [T, N]."""
     envs: Any = source.envs
     steps = len(leaves_of(actions)[0])
-    drawn = itertools.cycle([run.policy.to_env(tree_map(lambda x: x[t], actions)) for t in range(steps)])  # noqa: B023
+    drawn = itertools.cycle([run.agent.policy.to_env(tree_map(lambda x: x[t], actions)) for t in range(steps)])  # noqa: B023
 
     def step() -> None:
         _, _, terminated, truncated, _ = envs.step(next(drawn))
@@ -92,11 +92,11 @@ def policy_alone(run: EnvRun, source: EnvSource) -> float:
     """Seconds of choosing an action a lane, again and again for the same observations."""
     actor, shown = source.actor, source.shown(0)
     assert actor is not None, "the run is warm"
-    drawn = leaves_of(tree_map(lambda x: x[0], run.policy.noise(1, source.lanes)))
-    begun = torch.zeros(source.lanes, dtype=torch.bool, device=run.policy.device)
+    drawn = leaves_of(tree_map(lambda x: x[0], run.agent.policy.noise(1, source.lanes)))
+    begun = torch.zeros(source.lanes, dtype=torch.bool, device=run.agent.policy.device)
 
     def choose() -> None:
-        run.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda t: begun)))
+        run.agent.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda t: begun)))
 
     return float(np.median(seconds_of(choose)))
 

@@ -8,7 +8,6 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from proximo.batch import Batch
-from proximo.policy import Policy
 
 
 class Schedule(Protocol):
@@ -61,7 +60,7 @@ class Source(Protocol):
         """Begin anew at a checkpoint, from the seed alone, with whatever `state_tensors` does not hold."""
         ...
 
-    def collect(self, policy: Policy) -> Batch: ...
+    def collect(self, policy: Any) -> Batch: ...
     def state_tensors(self) -> dict[str, Tensor]: ...
     def close(self) -> None: ...
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from proximo.algorithms import Algorithm
 from proximo.errors import CheckpointError
-from proximo.policy import Policy
+from proximo.policy import Learner
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Acting, Agent
 from proximo.run.config import Resolved
@@ -48,7 +48,7 @@ class Run(Generic[P, A, S]):
         return f"<Run of {self.config.algo} on {self.config.title}: {self.step:,} steps, {score}, in {self.folder}>"
 
     @property
-    def policy(self) -> Policy:
+    def policy(self) -> Learner:
         return self.agent.policy
 
     @property
@@ -127,7 +127,7 @@ def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     run.step, run.update, run.seconds = step, update, seconds
 
 
-def load_policy(policy: Policy, saved: checkpoint.Checkpoint) -> None:
+def load_policy(policy: Learner, saved: checkpoint.Checkpoint) -> None:
     """Put a checkpoint's model into a policy of the same shape."""
     restore(policy.state_dict(keep_vars=True), saved.model, f"{saved.path}: {checkpoint.MODEL}")
 

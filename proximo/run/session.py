@@ -8,7 +8,7 @@ from typing import Any
 
 from proximo.algorithms import Expecting, algorithm_named
 from proximo.batch import leaves_of
-from proximo.errors import CheckpointError, ConfigError, RunFolderError
+from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import OURS
 from proximo.models.distributions import head_for
 from proximo.models.network import Network
@@ -23,7 +23,7 @@ from proximo.run.evaluate import evaluate
 from proximo.run.ledger import Ledger
 from proximo.run.loading import agent_of, environment_of, must_be_given, reference_of
 from proximo.run.machine import choose_compile, choose_device, computing, has_images
-from proximo.run.run import EnvRun, Run, load, save
+from proximo.run.run import EnvRun, Run, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
 from proximo.sources.backends import Lanes, lanes_for

@@ -43,7 +43,9 @@ class TextSource:
     def batch(self, policy: Any, examples: Sequence[Example]) -> Batch:
         """These examples as a policy evaluates them."""
         batch = self.rows(examples).to(policy.device)
-        return batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp)) if self.reference else batch
+        return (
+            batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp)) if self.reference else batch
+        )
 
 
 def as_texts(pad: int, length: int | None = None) -> Rows:

@@ -77,7 +77,7 @@ class TokenSource:
 
 
 def batch_of(token: Tensor, live: Tensor, made: Completions, group: int, eos: Sequence[int]) -> Batch:
-    """A batch [T, N] of completions of left-padded prompts [N / group, P]; `ended` [T, N] is where one came to its EOS."""
+    """A batch [T, N] of completions of left-padded prompts [N / group, P]; `ended` [T, N]: an EOS was chosen."""
     token, live = (x.repeat_interleave(group, 0) for x in (token, live))
     size, length = live.sum(1), made.mask.sum(0)
     steps = torch.arange(len(made.token), device=token.device).unsqueeze(1)

@@ -13,15 +13,7 @@ from proximo.batch import Batch
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
 from proximo.models.language.rows import Rows, flat, rows_of
-
-
-class Judgement(NamedTuple):
-    """An `Evaluation` with what each of several critics says."""
-
-    logp: Tensor  # [T, N] or [T, N, 2], like batch.mask
-    value: Tensor  # likewise: the mean over critics
-    distribution: Any  # over the vocabulary: a Categorical; None of a model that only judges
-    values: Tensor  # [T, N, K], or [T, N, 2, K]: the critics'
+from proximo.policy import Evaluation
 
 
 class Sampled(NamedTuple):
@@ -69,7 +61,7 @@ class LanguagePolicy(nn.Module):
         """How many there are."""
         return 0 if self.critic is None else self.critic.count
 
-    def evaluate(self, batch: Batch) -> Judgement:
+    def evaluate(self, batch: Batch) -> Evaluation:
         """Log-probability, value and distribution of whole lanes [T, N], or of pairs [T, N, 2]: like `mask`."""
         lanes = flat(batch)
         rows, steps = rows_of(lanes), len(lanes.mask)
@@ -80,7 +72,7 @@ class LanguagePolicy(nn.Module):
         shape = batch.mask.shape
         values = values.unflatten(1, shape[1:])
         everything = Categorical(found.logp_all.unflatten(1, shape[1:]))
-        return Judgement(found.logp(lanes.action).view(shape), values.mean(-1), everything, values)
+        return Evaluation(found.logp(lanes.action).view(shape), values.mean(-1), everything, values)
 
     def distribution(self, logits: Tensor) -> Categorical:
         """Of logits [M, T, V] as the model gives them: over actions [T, M]."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from proximo.batch import Batch
 from proximo.models.language.critic import head, looked
 from proximo.models.language.hub import trunk_of, width_of
-from proximo.models.language.policy import Judgement
 from proximo.models.language.rows import flat, rows_after
+from proximo.policy import Evaluation
 
 
 class RewardModel(nn.Module):
@@ -46,13 +46,13 @@ class RewardModel(nn.Module):
     def device(self) -> torch.device:
         return self.gain.device
 
-    def evaluate(self, batch: Batch) -> Judgement:
+    def evaluate(self, batch: Batch) -> Evaluation:
         """Rewards in the shape of `mask`, [T, N] or [T, N, 2]; a reward model has no actions of its own."""
         lanes = flat(batch)
         with self.computing():
             found = self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]).float()
         value = (self.gain * found.squeeze(-1).T + self.bias).view(batch.mask.shape)
-        return Judgement(torch.zeros_like(value), value, None, value[..., None])
+        return Evaluation(torch.zeros_like(value), value, None, value[..., None])
 
     @torch.no_grad()
     def normalize(self, scores: Tensor) -> None:

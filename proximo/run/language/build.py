@@ -27,9 +27,9 @@ from proximo.run.language.material import Material, Say, Words, material, words_
 from proximo.run.language.plan import LanguagePlan, LanguageRun
 from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.run.ledger import Ledger
-from proximo.run.plan import Judge, Source
+from proximo.run.plan import Judge
 from proximo.run.run import Run, load_policy
-from proximo.sources.generation import Generator, Sampling, generator_named
+from proximo.sources.generation import Sampling, generator_named
 from proximo.sources.text.loader import Loader
 from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import TokenSource
@@ -142,8 +142,8 @@ def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:
 
 
 def walked(at_once: int | None) -> Callable[[Any, Tensors, Batch], Distances]:
-    """Measures for the ledger: KL(old ‖ now) a token, estimated from what was sampled; and the KL of a sequence from the
-    reference, of the policy that sampled, nats."""
+    """Measures for the ledger, nats: KL(old ‖ now) a token, estimated from what was sampled; and KL(old ‖ reference) a
+    sequence, of the policy that sampled."""
 
     def made(policy: Any, reference: Tensors, example: Batch) -> Distances:
         def measured(batch: Batch) -> tuple[float, float]:

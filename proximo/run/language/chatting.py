@@ -54,7 +54,9 @@ class Verdict:
 
     def summary(self) -> list[str]:
         s = self.score
-        lines = [f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} prompts, {np.mean(s.lengths):.1f} tokens each"]
+        lines = [
+            f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} prompts, {np.mean(s.lengths):.1f} tokens each"
+        ]
         lines += [f"{name:7} {value:.4g}" for name, value in s.more.items()]
         if self.wins is not None and self.interval is not None:
             low, high = self.interval
@@ -75,7 +77,9 @@ def evaluated(
     `against` is another run, or a model: the judge is the reward, and says whose completion of a prompt is worth more.
     """
     plan = plan_of(path)
-    run = replace(plan.run, eval_prompts=prompts, temperature=plan.run.temperature if temperature is None else temperature)
+    run = replace(
+        plan.run, eval_prompts=prompts, temperature=plan.run.temperature if temperature is None else temperature
+    )
     if data is not None:
         plan = replace(plan, data=str(data), examples="")
     with computing(run):

@@ -45,7 +45,7 @@ class LanguageScore:
 
 
 def completing(source: TokenSource, policy: Any, examples: Sequence[Example], seed: int) -> Judge:
-    """Completes prompts as while training, from random numbers of its own: rewards, and how far it is from the reference."""
+    """Completes prompts as while training, from random numbers of its own: rewards, and how far from the reference."""
 
     def judge(stop: Callable[[], bool]) -> LanguageScore | None:
         with borrowed_generators():
@@ -53,8 +53,7 @@ def completing(source: TokenSource, policy: Any, examples: Sequence[Example], se
             batch, texts = source.rewarded(policy, examples, 1)
         rewards, kl = batch.reward.sum(0), drift_of(batch)
         rows = zip(examples, texts, rewards.tolist(), kl.tolist(), strict=True)
-        names = ("prompt", "completion", "reward", "kl")
-        samples = [dict(zip(names, (each.text, *rest), strict=True)) for each, *rest in rows][:SHOWN]
+        samples = [dict(prompt=each.text, completion=text, reward=r, kl=d) for each, text, r, d in rows][:SHOWN]
         more = {"kl_ref": kl.mean().item(), "ended": batch.ended.any(0).float().mean().item()}
         return LanguageScore(rewards.tolist(), batch.mask.sum(0).tolist(), more, samples)
 
@@ -89,7 +88,7 @@ def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Jud
 
 
 def preferring(source: TextSource, policy: Any, examples: Sequence[Example], beta: float | None) -> Judge:
-    """Whether the chosen of held-out pairs is preferred: by the reward, or by the implicit one of DPO where there is β."""
+    """Whether the chosen of held-out pairs is preferred: by the reward, or where there is β by DPO's implicit one."""
 
     def judge(stop: Callable[[], bool]) -> LanguageScore | None:
         found = list[float]()
@@ -103,6 +102,8 @@ def preferring(source: TextSource, policy: Any, examples: Sequence[Example], bet
                 logp = in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).logp)
                 found += (beta * margins(logp, batch)).tolist()
         right = [float(x > 0) for x in found]
-        return LanguageScore(right, [1] * len(right), {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))})
+        return LanguageScore(
+            right, [1] * len(right), {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}
+        )
 
     return judge

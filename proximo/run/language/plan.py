@@ -53,7 +53,7 @@ class LanguageRun:
     missing_eos: float | None = None
     """The score of a completion that did not come to its end, in place of any other."""
     critic: CriticKind | Literal["auto"] = "auto"
-    """Who values states: a head on the model's own layers, a model of its own, two small ones; auto: as the algorithm needs."""
+    """Who values states: a head on the model's own layers, a model of its own, two small ones; auto: as is needed."""
     critic_model: str | None = None
     """What a critic of its own begins with; by default the model."""
     lora: int | None = None
@@ -99,7 +99,9 @@ class LanguageRun:
         if self.seed >= 2**32:
             raise ConfigError(f"seed is {self.seed}: it must be at most {2**32 - 1}")
         if self.batch * self.group * self.max_tokens > MOST_TOGETHER * 64:
-            raise ConfigError(f"{self.batch} × {self.group} completions of {self.max_tokens} tokens are too many at once")
+            raise ConfigError(
+                f"{self.batch} × {self.group} completions of {self.max_tokens} tokens are too many at once"
+            )
 
     @property
     def features_every(self) -> int:
@@ -145,9 +147,7 @@ class LanguagePlan:
         return {"kind": "language", **dataclasses.asdict(self)}
 
 
-def planned(
-    algo: str, model: str, data: str, settings: dict[str, Any], yours: tuple[str, ...] = ()
-) -> LanguagePlan:
+def planned(algo: str, model: str, data: str, settings: dict[str, Any], yours: tuple[str, ...] = ()) -> LanguagePlan:
     """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
     owners = known(algo)
     for name in settings:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from proximo import compiler
-from proximo.errors import CheckpointError, ConfigError, RunFolderError
+from proximo.errors import ConfigError, RunFolderError
 from proximo.models.language.hub import folder_of
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
@@ -41,8 +41,8 @@ def train(
     """Train a causal language model, from a folder or hub id to a run's folder.
 
     `data` is a file, a data set's id, a `datasets.Dataset` or a list of dicts; `reward` a function of prompts and
-    completions (see `proximo.rewards`). `settings` are the fields of LanguageRun and of the algorithm's Config, by name.
-    Raises a ProximoError, in one line, for what cannot work.
+    completions (see `proximo.rewards`); `settings` are the fields of LanguageRun and of the algorithm's Config, by
+    name. Raises a ProximoError, in one line, for what cannot work.
     """
     named = isinstance(data, str | Path)
     yours = tuple(name for name, own in (("data", not named), ("reward", reward is not None)) if own)
