@@ -68,7 +68,7 @@ _gae_at_once = whole(_gae)
 
 
 def decoupled_gae(batch: Batch, gamma: float, lam: float | Tensor, critic_lam: float) -> Batch:
-    """`advantage` by one λ and `returns` by another, the critic's (VC-PPO, Yuan et al. 2025, arXiv:2503.01491, eq. 5).
+    """`advantage` by one λ and `returns` by another, the critic's (VC-PPO, Yuan et al. 2025, arXiv:2503.01491).
 
     With critic_lam = 1 the critic learns from the rewards alone, which bias nothing.
     """
@@ -77,7 +77,7 @@ def decoupled_gae(batch: Batch, gamma: float, lam: float | Tensor, critic_lam: f
 
 
 def length_adaptive(batch: Batch, alpha: float) -> Tensor:
-    """λ = 1 − 1 / (α · length) for each lane [N], 0 or more (VAPO, Yue et al. 2025, arXiv:2504.05118, eq. 8).
+    """λ = 1 − 1 / (α · length) for each lane [N], 0 or more (VAPO, Yue et al. 2025, arXiv:2504.05118).
 
     A last reward then reaches back over about the same share of every sequence, however long it is.
     """
@@ -94,10 +94,8 @@ def sampled_elsewhere(batch: Batch, cap: float, least: float | None = None) -> B
     `advantage`, before an update.
     """
     weight = torch.where(batch.mask, batch.logp - batch.sampler_logp, 0).exp()
-    if least is None:
-        weight = weight.clamp(max=cap)
-    else:
-        weight = torch.where((weight >= least) & (weight <= cap), weight, 0)
+    inside = weight <= cap if least is None else (weight >= least) & (weight <= cap)
+    weight = torch.where(inside, weight, cap if least is None else 0)
     return batch.replace(advantage=batch.advantage * weight)
 
 

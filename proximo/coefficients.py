@@ -34,7 +34,7 @@ def steered(
 
 
 def proportional(value: float, measured: float, target: float, count: int, horizon: float) -> float:
-    """The adaptive KL controller of Ziegler et al. (2019, arXiv:1909.08593, section 2.2).
+    """The adaptive KL controller of Ziegler et al. (2019, arXiv:1909.08593).
 
         e = clip(measured / target − 1, −0.2, 0.2);   value · (1 + e · count / horizon)
 

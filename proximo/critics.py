@@ -24,14 +24,14 @@ def split(batch: Batch) -> Batch:
 
 
 def weigh(batch: Batch, agree: float, differ: float) -> Batch:
-    """Leaves out the states that teach least, by the critics' standard deviation (section 4.2, eq. 10 and 11).
+    """Leaves out the states that teach least, by the critics' standard deviation.
 
     `advantage` is 0 in the share `agree` of live rows where they agree most. Adds `open`, shaped like the mask: 0 in
     the share `differ` where they differ most, else 1. Equal deviations fall on the same side.
     """
     spread = batch.values.std(-1, correction=0)
     live = spread[batch.mask].sort().values
-    low, high = (live[min(int(share * len(live)), len(live) - 1)] for share in (agree, 1 - differ))
+    low, high = (live[min(int(part * len(live)), len(live) - 1)] for part in (agree, 1 - differ))
     dull = (spread < low) if agree > 0 else torch.zeros_like(batch.mask)
     wild = (spread > high) if differ > 0 else torch.zeros_like(batch.mask)
     return batch.replace(advantage=batch.advantage.masked_fill(dull, 0), open=(~wild).to(spread.dtype))

@@ -64,7 +64,7 @@ def group_relative(batch: Batch, std: bool = True) -> Batch:
 
 
 def leave_one_out(batch: Batch) -> Batch:
-    """A = score − mean of the OTHERS of the group (RLOO, Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+    """A = score − mean of the OTHERS of the group (RLOO, Kool et al. 2019; Ahmadian et al. 2024, arXiv:2402.14740).
 
     An unbiased baseline, for it does not depend on the completion that it is taken from. Reads reward, group, mask; adds
     `advantage` [T, N], the same in all live rows of a lane. ConfigError for a group of one.

@@ -45,13 +45,13 @@ def ipo(beta: float) -> Term:
 
 
 def bradley_terry(centering: float = 0.0) -> Term:
-    """The loss of a reward model (Christiano et al. 2017, arXiv:1706.03741, eq. 1), whose reward is a last live value.
+    """The loss of a reward model (Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1), whose reward is a last live value.
 
         −log σ(r_c − r_r − margin) + centering · (r_c + r_r)²
 
     `margin` [T, N], a column that need not be there, is how far a pair should be apart (Llama 2, Touvron et al. 2023,
     arXiv:2307.09288, eq. 2), the same in all rows of a lane. Centering keeps rewards about zero, which the loss alone
-    leaves open (Eisenstein et al. 2023, arXiv:2312.09244, eq. 7). Reports reward_loss, accuracy, margin r_c − r_r,
+    leaves open (Eisenstein et al. 2023, arXiv:2312.09244). Reports reward_loss, accuracy, margin r_c − r_r,
     centre (r_c + r_r) / 2.
     """
 

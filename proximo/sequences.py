@@ -73,7 +73,7 @@ def sequence_clip(epsilon: Number, high: Number | None = None, mean: bool = True
 
 
 def sequence_score() -> Term:
-    """The score function of whole sequences, −log π(y|x) A (RLOO, Ahmadian et al. 2024, arXiv:2402.14740, eq. 8).
+    """The score function of whole sequences, −log π(y|x) A (RLOO, Ahmadian et al. 2024, arXiv:2402.14740).
 
     A is the mean of a lane's advantages. Reports policy_loss.
     """

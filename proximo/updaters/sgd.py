@@ -43,8 +43,8 @@ def sgd(
     Returns the mean over all minibatches of loss, grad_norm (before clipping to `max_grad_norm`, L2) and what the Terms
     report, as scalar tensors.
 
-    Raises ConfigError where the batch does not divide into `minibatches`; NonFiniteError, with every parameter and the optimizer as they were before the call, if a loss, a gradient
-    or a parameter ceases to be finite.
+    Raises ConfigError where the batch does not divide into `minibatches`; NonFiniteError, with every parameter and the
+    optimizer as they were before the call, if a loss, a gradient or a parameter ceases to be finite.
     """
     optimizer.must_hold(policy)
     rows = batch.units()
