@@ -10,7 +10,7 @@ from proximo.compiler import whole
 from proximo.reduce import discounted_sum, masked_mean, masked_variance
 
 
-def gae(batch: Batch, gamma: float, lam: float) -> Batch:
+def gae(batch: Batch, gamma: float, lam: float | Tensor) -> Batch:
     """Generalized advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 11–16).
 
         δ_t = r_t + γ V(s_{t+1}) (1 − terminated_t) − V(s_t)
@@ -18,10 +18,14 @@ def gae(batch: Batch, gamma: float, lam: float) -> Batch:
 
     Reads reward, value, next_value, terminated, truncated, mask, all [T, N]; adds `advantage` and
     `returns` = advantage + value, [T, N]. `next_value` being the value of the true next observation, a truncated
-    episode and the last row bootstrap alike. Dead rows get zero and pass nothing on.
+    episode and the last row bootstrap alike. Dead rows get zero and pass nothing on. A tensor λ [N] has one for each
+    lane.
     """
     columns = batch.reward, batch.value, batch.next_value, batch.mask, batch.terminated, batch.truncated
-    advantage = _gae(*columns, gamma=gamma, lam=lam)
+    if isinstance(lam, Tensor):
+        advantage = _gae(*columns, gamma=gamma, lam=lam)
+    else:
+        advantage = _gae_at_once(*columns, gamma=gamma, lam=lam)
     return batch.replace(advantage=advantage, returns=advantage + batch.value)
 
 
@@ -51,14 +55,48 @@ def _rewards_to_go(
     return discounted_sum(torch.where(mask, reward + gamma * last, 0), gamma * goes_on.to(reward.dtype))
 
 
-@whole
 def _gae(
     reward: Tensor, value: Tensor, next_value: Tensor, mask: Tensor, terminated: Tensor, truncated: Tensor, *,
-    gamma: float, lam: float,
+    gamma: float, lam: float | Tensor,
 ) -> Tensor:  # fmt: skip
     delta = torch.where(mask, reward + gamma * torch.where(terminated, 0, next_value) - value, 0)
     carry = gamma * lam * (mask & ~(terminated | truncated)).to(delta.dtype)
     return discounted_sum(delta, carry)
+
+
+_gae_at_once = whole(_gae)
+
+
+def decoupled_gae(batch: Batch, gamma: float, lam: float | Tensor, critic_lam: float) -> Batch:
+    """`advantage` by one λ and `returns` by another, the critic's (VC-PPO, Yuan et al. 2025, arXiv:2503.01491).
+
+    With critic_lam = 1 the critic learns from the rewards alone, which bias nothing.
+    """
+    returns = gae(batch, gamma, critic_lam).returns
+    return gae(batch, gamma, lam).replace(returns=returns)
+
+
+def length_adaptive(batch: Batch, alpha: float) -> Tensor:
+    """λ = 1 − 1 / (α · length) for each lane [N], 0 or more (VAPO, Yue et al. 2025, arXiv:2504.05118).
+
+    A last reward then reaches back over about the same share of every sequence, however long it is.
+    """
+    return (1 - 1 / (alpha * batch.mask.sum(0)).clamp(min=1)).to(batch.reward.dtype)
+
+
+def sampled_elsewhere(batch: Batch, cap: float, least: float | None = None) -> Batch:
+    """Advantages weighed by w = π_old(a|s) / π_sampler(a|s), where another engine sampled than the one that learns.
+
+        min(w, cap)                          truncated importance sampling (Ionides 2008; Yao et al. 2025)
+        w where least ≤ w ≤ cap, else 0      IcePop (Ling team 2025, arXiv:2510.18855), with `least`
+
+    Reads `sampler_logp` [T, N], what the engine says it sampled with, and `logp`, the learner's own; exchanges
+    `advantage`, before an update.
+    """
+    weight = torch.where(batch.mask, batch.logp - batch.sampler_logp, 0).exp()
+    inside = weight <= cap if least is None else (weight >= least) & (weight <= cap)
+    weight = torch.where(inside, weight, cap if least is None else 0)
+    return batch.replace(advantage=batch.advantage * weight)
 
 
 def vtrace(

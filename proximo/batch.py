@@ -103,9 +103,12 @@ class Batch:
         return x.unflatten(1, (-1, self.mask.shape[1])).transpose(0, 1).flatten(0, 1)
 
     def units(self) -> Batch:
-        """What minibatches are drawn from, along `mask`'s last dimension: steps [T·N], or sequences [L, K·N] where the
-        policy remembers."""
+        """What minibatches are drawn from: steps [T·N], or sequences [L, K·N] where the policy remembers."""
         return self.sequences() if "memory" in self.__dict__ else self.flatten()
+
+    def unit_count(self) -> int:
+        """How many units there are, of a batch that `units()` made."""
+        return self.mask.shape[0 if self.mask.dim() == 1 else 1]
 
     def part(self, units: Tensor) -> Batch:
         """The units at these indices: steps [m], or whole lanes [L, m]."""

@@ -33,6 +33,18 @@ def steered(
     return min(max(value, least), most)
 
 
+def proportional(value: float, measured: float, target: float, count: int, horizon: float) -> float:
+    """The adaptive KL controller of Ziegler et al. (2019, arXiv:1909.08593).
+
+        e = clip(measured / target − 1, −0.2, 0.2);   value · (1 + e · count / horizon)
+
+    `measured` is the KL of whole sequences, summed over their tokens (`reference.sequence_kl`); `count` the sequences
+    of this update, `horizon` how many it takes to answer a lasting error.
+    """
+    error = min(max(measured / target - 1, -0.2), 0.2)
+    return value * (1 + error * count / horizon)
+
+
 class Coefficient:
     """A number in an objective that changes between updates: it rides along in the batch, as a column of its name.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,11 +17,10 @@ from torch import Tensor
 from proximo.batch import Batch
 from proximo.coefficients import Coefficient, at
 from proximo.policy import Evaluation
-from proximo.reduce import masked_mean
+from proximo.reduce import Reducer, action_mean
 
 Diagnostics = dict[str, Tensor]
 Formula = Callable[[Evaluation, Batch], tuple[Tensor, Diagnostics]]
-Reducer = Callable[[Tensor, Tensor], Tensor]
 Number = float | Coefficient
 
 
@@ -54,23 +54,24 @@ class Term:
         return self + (-1.0) * other
 
 
-def per_action(name: str, formula: Formula, reduce: Reducer = masked_mean) -> Term:
+def per_action(name: str, formula: Formula, reduce: Reducer = action_mean) -> Term:
     """A Term from a formula that gives one loss per action, [T, N] or [M], and diagnostics of that shape.
 
-    Loss and diagnostics are reduced alike, over the live rows; the loss is reported under `name`, unweighted.
+    The loss is reduced over the live rows by `reduce` and reported under `name`, unweighted. Diagnostics are means
+    over live actions, however the loss is reduced.
     """
 
     def compute(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
         loss, diagnostics = formula(evaluation, batch)
-        loss = reduce(loss, batch.mask)
+        loss = reduce(loss, batch)
         with torch.no_grad():
-            seen = {key: reduce(value, batch.mask) for key, value in diagnostics.items()}
+            seen = {key: action_mean(value, batch) for key, value in diagnostics.items()}
         return loss, {name: loss.detach()} | seen
 
     return Term(compute)
 
 
-def score() -> Term:
+def score(reduce: Reducer = action_mean) -> Term:
     """The score function's loss −log π(a|s) A (Williams 1992, REINFORCE), whose gradient is the policy gradient.
 
     Reports policy_loss.
@@ -79,7 +80,7 @@ def score() -> Term:
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
         return -evaluation.logp * batch.advantage, {}
 
-    return per_action("policy_loss", formula)
+    return per_action("policy_loss", formula, reduce)
 
 
 def surrogate() -> Term:
@@ -95,7 +96,7 @@ def surrogate() -> Term:
     return per_action("policy_loss", formula)
 
 
-def clip(epsilon: Number, high: Number | None = None) -> Term:
+def clip(epsilon: Number, high: Number | None = None, reduce: Reducer = action_mean) -> Term:
     """Clipped surrogate (Schulman et al. 2017, arXiv:1707.06347, eq. 7), negated to be minimised.
 
         −min(r A, clip(r, 1 − ε, 1 + ε) A),   r = π(a|s) / π_old(a|s)
@@ -109,10 +110,10 @@ def clip(epsilon: Number, high: Number | None = None) -> Term:
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
         return _clipped(evaluation, batch, epsilon, high)
 
-    return per_action("policy_loss", formula)
+    return per_action("policy_loss", formula, reduce)
 
 
-def dual_clip(epsilon: Number, bound: Number, high: Number | None = None) -> Term:
+def dual_clip(epsilon: Number, bound: Number, high: Number | None = None, reduce: Reducer = action_mean) -> Term:
     """Dual-clipped surrogate (Ye et al. 2020, arXiv:1912.09729): a bad action costs no more than `bound` · |A|.
 
         −max(min(r A, clip(r, 1 − ε, 1 + ε) A), c A)  where A < 0, else as in `clip`;   c > 1
@@ -125,23 +126,32 @@ def dual_clip(epsilon: Number, bound: Number, high: Number | None = None) -> Ter
         most = -at(bound, batch) * batch.advantage
         return torch.where(batch.advantage < 0, torch.minimum(loss, most), loss), seen
 
-    return per_action("policy_loss", formula)
+    return per_action("policy_loss", formula, reduce)
+
+
+def log_ratio(evaluation: Evaluation, batch: Batch) -> Tensor:
+    """log π(a|s) / π_old(a|s), shaped like the mask; 0 in dead rows, whose ratio may overflow."""
+    return torch.where(batch.mask, evaluation.logp - batch.logp, 0)
 
 
 def _ratio(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Tensor]:
     """r = π(a|s) / π_old(a|s), and the estimate (r − 1) − log r of KL(π_old ‖ π) in nats."""
-    log_ratio = torch.where(batch.mask, evaluation.logp - batch.logp, 0)  # of dead rows exp may overflow
-    ratio = log_ratio.exp()
-    return ratio, (ratio - 1) - log_ratio
+    log = log_ratio(evaluation, batch)
+    ratio = log.exp()
+    return ratio, (ratio - 1) - log
 
 
 def _clipped(evaluation: Evaluation, batch: Batch, low: Number, high: Number | None) -> tuple[Tensor, Diagnostics]:
-    below, above = at(low, batch), at(low if high is None else high, batch)
     ratio, kl = _ratio(evaluation, batch)
-    clipped = ratio.clamp(min=1 - below).clamp(max=1 + above)
-    loss = -torch.minimum(ratio * batch.advantage, clipped * batch.advantage)
-    outside = ((ratio - 1 > above) | (1 - ratio > below)).to(loss.dtype)
+    loss, outside = pessimistic(ratio, batch.advantage, at(low, batch), at(low if high is None else high, batch))
     return loss, {"kl": kl, "clip_fraction": outside}
+
+
+def pessimistic(ratio: Tensor, advantage: Tensor, below: Any, above: Any) -> tuple[Tensor, Tensor]:
+    """−min(r A, clip(r, 1 − below, 1 + above) A), and 1 where r lies outside, else 0; all of one shape."""
+    clipped = ratio.clamp(min=1 - below).clamp(max=1 + above)
+    loss = -torch.minimum(ratio * advantage, clipped * advantage)
+    return loss, ((ratio - 1 > above) | (1 - ratio > below)).to(loss.dtype)
 
 
 def fisher_rao() -> Term:

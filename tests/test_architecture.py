@@ -24,7 +24,8 @@ ORDER = [
     ("errors", "kernels", "replay"),
     ("batch", "observations", "checks", "compiler", "rewards"),
     ("policy", "reduce", "coefficients", "state"),
-    ("advantages", "drift", "objectives", "plasticity"),
+    ("advantages", "drift", "groups", "objectives", "plasticity"),
+    ("critics", "preferences", "reference", "sequences"),
     ("models", "updaters", "sources"),
     ("algorithms", "presets"),
     ("run",),
@@ -67,7 +68,7 @@ def test_files_and_functions_are_short() -> None:
 
 
 def test_an_algorithm_fits_a_screen() -> None:
-    for path in (PACKAGE / "algorithms").glob("*.py"):
+    for path in (PACKAGE / "algorithms").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 80, path
 
 

@@ -11,11 +11,24 @@ from proximo.updaters.optimizer import Optimizer
 
 
 class Adam(Optimizer):
-    """Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1)."""
+    """Adam (Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1), AdamW with `weight_decay` (Loshchilov & Hutter 2019).
 
-    def __init__(self, policy: Any, lr: float = 0.0, eps: float = 1e-8, betas: tuple[float, float] = (0.9, 0.999)):
+    The decay is decoupled (arXiv:1711.05101, Algorithm 2): θ ← (1 − lr · weight_decay) θ, of all parameters.
+    `epsilon_hat` takes eps for the ε̂ of the paper's section 2, which is added before the bias of the second moment is
+    corrected, as TensorFlow does; early steps are then shorter.
+    """
+
+    def __init__(
+        self,
+        policy: Any,
+        lr: float = 0.0,
+        eps: float = 1e-8,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        epsilon_hat: bool = False,
+    ) -> None:
         super().__init__(policy, lr)
-        self.eps, self.betas = eps, betas
+        self.eps, self.betas, self.weight_decay, self.epsilon_hat = eps, betas, weight_decay, epsilon_hat
         vector = self.state["vector"]
         self.state = self.state | {
             "exp_avg": torch.zeros_like(vector),
@@ -34,4 +47,9 @@ class Adam(Optimizer):
         exp_avg_sq.mul_(beta2).addcmul_(gradient, gradient, value=1 - beta2)
         step = (state["lr"] / (1 - state["power1"])).to(vector.dtype)
         scale = (1 - state["power2"]).sqrt().to(vector.dtype)
-        vector.sub_(step * exp_avg / (exp_avg_sq.sqrt() / scale + self.eps))
+        if self.weight_decay:
+            vector.mul_((1 - state["lr"] * self.weight_decay).to(vector.dtype))
+        if self.epsilon_hat:
+            vector.sub_(step * scale * exp_avg / (exp_avg_sq.sqrt() + self.eps))
+        else:
+            vector.sub_(step * exp_avg / (exp_avg_sq.sqrt() / scale + self.eps))

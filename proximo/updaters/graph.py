@@ -68,7 +68,7 @@ class StepGraph:
                 reports.append(lent(policy, parameters | others, step, batch, part, state))
             return (torch.stack(reports),)
 
-        self.example = torch.arange(rows.mask.shape[-1], device=rows.mask.device).view(parts, -1)
+        self.example = torch.arange(rows.unit_count(), device=rows.mask.device).view(parts, -1)
         long = rows.mask.dim() > 1  # a step goes through a sequence, and is long to compile
         self.example = self.example[: UNROLLED if parts % UNROLLED == 0 and not long else 1]
         self.graph = fuse(gradient_steps, [self.example, *self.live, *rows.leaves()], range(1, 1 + len(self.live)))

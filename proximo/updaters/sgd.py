@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from proximo.batch import Batch
-from proximo.errors import NonFiniteError
+from proximo.errors import ConfigError, NonFiniteError
 from proximo.objectives import Diagnostics, Term
 from proximo.policy import Policy
+from proximo.reduce import with_totals
 from proximo.updaters.graph import graph_for
 from proximo.updaters.optimizer import Optimizer
 
@@ -30,26 +31,34 @@ def sgd(
     max_grad_norm: float,
     prepare: Prepare = lambda minibatch: minibatch,
     enough: Callable[[], bool] = lambda: False,
+    micro: int | None = None,
 ) -> Diagnostics:
     """`epochs` passes over the rows of `batch`, each in `minibatches` equal parts drawn without replacement.
 
     `prepare` transforms each minibatch before it is evaluated (for example `standardize`). `enough` is asked after
-    every pass; True ends the update there. The order comes from torch's global generator.
+    every pass; True ends the update there. The order comes from torch's global generator. `micro` is how many units
+    (steps, or lanes) of a minibatch are evaluated at once, for it costs memory; losses and gradients are those of the
+    whole minibatch, for Terms that reduce with `proximo.reduce`'s reducers.
 
     Returns the mean over all minibatches of loss, grad_norm (before clipping to `max_grad_norm`, L2) and what the Terms
     report, as scalar tensors.
 
-    Raises NonFiniteError, with every parameter and the optimizer as they were before the call, if a loss, a gradient
-    or a parameter ceases to be finite.
+    Raises ConfigError where the batch does not divide into `minibatches`; NonFiniteError, with every parameter and the
+    optimizer as they were before the call, if a loss, a gradient or a parameter ceases to be finite.
     """
     optimizer.must_hold(policy)
     rows = batch.units()
-    step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm)
+    if rows.unit_count() % minibatches:
+        what = "steps" if rows.mask.dim() == 1 else "sequences"
+        raise ConfigError(
+            f"minibatches is {minibatches}, into which {rows.unit_count()} {what} do not divide: choose a divisor"
+        )
+    step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm, micro)
     graph = graph_for(step, rows, minibatches)
     step, take = (step, partial(step.each, rows)) if graph is None else (graph.step, graph.on(rows))
     before = {name: tensor.clone() for name, tensor in optimizer.state.items()}
     try:
-        orders = [torch.randperm(rows.mask.shape[-1], device=rows.mask.device) for _ in range(epochs)]
+        orders = [torch.randperm(rows.unit_count(), device=rows.mask.device) for _ in range(epochs)]
         passes = []
         for order in orders:
             passes.append(take(order.view(minibatches, -1)))
@@ -77,6 +86,7 @@ class GradientStep:
     objective: Term
     prepare: Prepare
     max_grad_norm: float
+    micro: int | None = None  # units evaluated at once; None takes the minibatch whole
     names: list[str] = field(default_factory=list, compare=False)  # of what it reports, once it ran
 
     def __call__(self, rows: Batch, part: Tensor, state: dict[str, Tensor] | None = None) -> Tensor:
@@ -84,17 +94,34 @@ class GradientStep:
 
         `state` stands for the optimizer's own while a graph is traced.
         """
-        loss, report = self.loss(rows, part)
-        parameters = [p for name, p in self.policy.named_parameters() if name in self.optimizer.shapes]
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        pieces = self.pieces(self.prepare(rows.part(part)))
+        gradient, report = self.gradient(pieces[0])
+        for piece in pieces[1:]:
+            more, also = self.gradient(piece)
+            gradient.add_(more)
+            report = {name: value + also[name] for name, value in report.items()}
         with torch.no_grad():
-            gradient = torch.cat([each.reshape(-1) for each in gradients])
             norm = gradient.square().sum().sqrt()
             clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
             self.optimizer.descend(clipped, state or self.optimizer.state)
-            report = report | {"loss": loss.detach(), "grad_norm": norm}
+            report = report | {"grad_norm": norm}
             self.names[:] = report
             return torch.stack(list(report.values()))
+
+    def gradient(self, piece: Batch) -> tuple[Tensor, Diagnostics]:
+        """The loss's gradient [P], and what the Terms report and the loss."""
+        loss, report = self.objective(self.policy.evaluate(piece), piece)
+        parameters = [p for name, p in self.policy.named_parameters() if name in self.optimizer.shapes]
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        with torch.no_grad():
+            return torch.cat([each.reshape(-1) for each in gradients]), report | {"loss": loss.detach()}
+
+    def pieces(self, minibatch: Batch) -> list[Batch]:
+        """What is evaluated at once, with the denominators of the whole minibatch: its losses add up."""
+        if self.micro is None:
+            return [minibatch]
+        whole, units = with_totals(minibatch), torch.arange(minibatch.unit_count(), device=minibatch.mask.device)
+        return [whole.part(some) for some in units.split(self.micro)]
 
     def each(self, rows: Batch, parts: Tensor) -> Tensor:
         """One after the other: parts [n, m], reports [n, k]."""
@@ -109,8 +136,9 @@ class GradientStep:
 def culprit(policy: Policy, batch: Batch, report: dict[str, Tensor]) -> str:
     """Where a non-finite number first shows: the column, the step and the lane; else the loss or its gradient."""
     now = policy.evaluate(batch)
-    columns = {name: column for name, column in vars(batch).items() if isinstance(column, Tensor)}
-    for name, column in (columns | {"new logp": now.logp, "new value": now.value}).items():
+    for name, column in (vars(batch) | {"new logp": now.logp, "new value": now.value}).items():
+        if not isinstance(column, Tensor):
+            continue
         bad = ~column.isfinite()
         if column.is_floating_point() and bad.any():
             step, lane, *_ = bad.nonzero()[0].tolist()
