@@ -1,0 +1,259 @@
+"""One forward pass for learning and for generating, over the weights of transformers' own models.
+
+Learner and generator disagree because they compute the same function in other ways: a row of a product alone or among
+thousands, attention over one query or over all. Here both run this file, in which a token's numbers do not depend on
+what is computed beside it: products by `kernels.linear`, attention as two products over lengths that are multiples of
+`BLOCK`, its second one in sums of `CHUNK` keys. In float32 on the CPU their log-probabilities are then the same to the
+bit where prompts are padded alike (`sources.generation.agreement` measures it); elsewhere they agree up to rounding.
+
+There is no dropout in it. It knows GPT-2 and the class of Llama (Llama, Mistral, Qwen2, Qwen3), with or without
+adapters in place of their projections, as long as every token sees all before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from proximo.kernels.linear import linear
+
+BLOCK = 16  # lengths are padded to multiples of it
+CHUNK = 128  # keys whose values are summed at once: the library splits longer sums where it likes
+FEWEST = 4  # queries below which it has other kernels
+LOWEST = -1e30  # what is added to the score of a key that is not seen; finite, as a padding's query sees none
+
+LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
+
+Map = Callable[[Tensor], Tensor]
+
+
+class Block(NamedTuple):
+    """One layer: x += out(attention(project(norm(x)))); x += mlp(norm_mlp(x))."""
+
+    norm: Map
+    project: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]]  # [N, S, W] -> q [N, S, H, D], k and v [N, S, G, D]
+    out: Map
+    norm_mlp: Map
+    mlp: Map
+
+
+class Decoder(NamedTuple):
+    """A causal transformer as plain functions over a model's live weights."""
+
+    embed: Callable[[Tensor, Tensor], Tensor]  # tokens and positions [N, S] -> [N, S, W]
+    rotary: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None  # x and positions -> cos and sin [N, S, D]
+    blocks: list[Block]
+    norm: Map
+    head: Map  # [..., W] -> logits [..., V]
+    scale: float  # of the scores
+    saves_memory: bool  # whether layers are computed again for their gradients
+
+
+class Cache(NamedTuple):
+    """Keys and values of every layer, [L, N, G, S, D], written in place."""
+
+    keys: Tensor
+    values: Tensor
+
+    def write(self, layer: int, at: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Put keys and values [N, G, M, D] at this place; all until the end of its block."""
+        end = at + k.shape[2]
+        self.keys[layer, :, :, at:end] = k
+        self.values[layer, :, :, at:end] = v
+        return self.keys[layer, :, :, : ceil(end)], self.values[layer, :, :, : ceil(end)]
+
+    def take(self, lanes: Tensor) -> Cache:
+        """The cache of these lanes alone."""
+        return Cache(self.keys.index_select(1, lanes), self.values.index_select(1, lanes))
+
+
+def ceil(length: int) -> int:
+    """The next multiple of `BLOCK`."""
+    return -(-length // BLOCK) * BLOCK
+
+
+def base_of(model: nn.Module) -> Any:
+    """The model inside of peft's wrapper, adapters included; any other model as it is."""
+    inner = getattr(model, "get_base_model", None)
+    return inner() if callable(inner) else model
+
+
+def knows(model: nn.Module) -> bool:
+    """Whether `read` can take this model: a class it knows, of which nothing unusual was asked."""
+    base = base_of(model)
+    kind, config = type(base).__name__, getattr(base, "config", None)
+    if any(p.device.type == "meta" or hasattr(p, "placements") for p in base.parameters()):  # sharded: DTensor
+        return False
+    if kind == "GPT2LMHeadModel":
+        odd = "add_cross_attention", "scale_attn_by_inverse_layer_idx", "reorder_and_upcast_attn"
+        return not any(getattr(config, name) for name in odd)
+    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
+    windows = kind == "MistralForCausalLM" and config.sliding_window is not None  # type: ignore[union-attr]
+    return kind in LLAMA and layers == {"full_attention"} and not windows
+
+
+def read(model: nn.Module, dtype: torch.dtype | None = None) -> Decoder:
+    """The model's decoder; its projections' weights are converted to `dtype`, once, without gradients."""
+    base = base_of(model)
+    return (gpt2 if type(base).__name__ == "GPT2LMHeadModel" else llama)(base, lambda module: affine(module, dtype))
+
+
+def affine(module: nn.Module, dtype: torch.dtype | None) -> Map:
+    """A projection of transformers as a function; an adapter, or whatever else is in its place, as it is."""
+    transposed = type(module).__name__ == "Conv1D"
+    if type(module) is not nn.Linear and not transposed:
+        return module
+    weight, bias = module.weight, module.bias
+    if dtype is not None:
+        weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    weight = weight.t() if transposed else weight
+    return lambda x: linear(x if dtype is None else x.to(dtype), weight, bias)
+
+
+def gpt2(model: Any, affine: Callable[[nn.Module], Map]) -> Decoder:
+    """Radford et al. 2019; transformers' GPT2LMHeadModel."""
+    trunk, config = model.transformer, model.config
+    size = config.hidden_size // config.num_attention_heads
+    act = trunk.h[0].mlp.act
+    if type(act).__name__ in ("NewGELUActivation", "GELUTanh"):  # the same formula, as one operation
+        act = lambda x: functional.gelu(x, approximate="tanh")  # noqa: E731
+
+    def block(layer: Any) -> Block:
+        qkv, up, down = affine(layer.attn.c_attn), affine(layer.mlp.c_fc), affine(layer.mlp.c_proj)
+
+        def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            q, k, v = qkv(x).unflatten(-1, (3, -1, size)).unbind(-3)
+            return q, k, v
+
+        return Block(layer.ln_1, project, affine(layer.attn.c_proj), layer.ln_2, lambda x: down(act(up(x))))
+
+    return Decoder(
+        embed=lambda token, position: trunk.wte(token) + trunk.wpe(position),
+        rotary=None,
+        blocks=[block(layer) for layer in trunk.h],
+        norm=trunk.ln_f,
+        head=affine(model.lm_head),
+        scale=size**-0.5 if config.scale_attn_weights else 1.0,
+        saves_memory=trunk.gradient_checkpointing,
+    )
+
+
+def llama(model: Any, affine: Callable[[nn.Module], Map]) -> Decoder:
+    """Touvron et al. 2023, arXiv:2302.13971; transformers' LlamaForCausalLM and those that share its layers."""
+    trunk = model.model
+    size = trunk.layers[0].self_attn.head_dim
+
+    def block(layer: Any) -> Block:
+        attn, mlp, act = layer.self_attn, layer.mlp, layer.mlp.act_fn
+        q, k, v = affine(attn.q_proj), affine(attn.k_proj), affine(attn.v_proj)
+        gate, up, down = affine(mlp.gate_proj), affine(mlp.up_proj), affine(mlp.down_proj)
+        q_norm, k_norm = (getattr(attn, name, nn.Identity()) for name in ("q_norm", "k_norm"))  # Qwen3
+
+        def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            queries, keys, values = (f(x).unflatten(-1, (-1, size)) for f in (q, k, v))
+            return q_norm(queries), k_norm(keys), values
+
+        norms = layer.input_layernorm, layer.post_attention_layernorm
+        return Block(norms[0], project, affine(attn.o_proj), norms[1], lambda x: down(act(gate(x)) * up(x)))
+
+    return Decoder(
+        embed=lambda token, position: trunk.embed_tokens(token),
+        rotary=trunk.rotary_emb,
+        blocks=[block(layer) for layer in trunk.layers],
+        norm=trunk.norm,
+        head=affine(model.lm_head),
+        scale=size**-0.5,
+        saves_memory=trunk.gradient_checkpointing,
+    )
+
+
+def positions(live: Tensor) -> Tensor:
+    """Position ids [N, S] of sequences padded anywhere, `live` [N, S] bool: the first live token's is 0."""
+    return (live.cumsum(1) - 1).clamp(min=0)
+
+
+def causal(live: Tensor) -> Tensor:
+    """What each token sees, bool [N, 1, S, S]: the live tokens until itself."""
+    length = live.shape[1]
+    return live[:, None, None] & torch.ones(length, length, dtype=torch.bool, device=live.device).tril()
+
+
+def hidden(decoder: Decoder, token: Tensor, position: Tensor, seen: Tensor, cache: Cache | None = None) -> Tensor:
+    """What the last norm makes of whole sequences, [N, S, W], with gradients; `decoder.head` makes logits of it.
+
+    `token` and `position` int64 [N, S]; `seen` bool [N or 1, 1, S, S], row: the token, column: what it attends to. The
+    numbers of a token that sees nothing mean nothing. `cache` [L, N, G, ceil(S), D] is filled where there is one.
+    """
+    length = token.shape[1]
+    more = ceil(length) - length
+    if more:
+        token, position = functional.pad(token, (0, more)), functional.pad(position, (0, more))
+        seen = functional.pad(seen, (0, more, 0, more))
+    bias = torch.zeros(seen.shape, device=token.device).masked_fill_(~seen, LOWEST)
+    return pass_through(decoder, token, position, bias, cache, 0)[:, :length]
+
+
+def pass_through(
+    decoder: Decoder, token: Tensor, position: Tensor, bias: Tensor, cache: Cache | None, at: int
+) -> Tensor:
+    """Tokens [N, M] that stand at `at` and after it -> [N, M, W]; `bias` [N or 1, 1, M, S] is added to the scores."""
+    x = decoder.embed(token, position)
+    turn = decoder.rotary(x, position) if decoder.rotary else None
+
+    def layer(x: Tensor, index: int) -> Tensor:
+        block = decoder.blocks[index]
+        q, k, v = block.project(block.norm(x))
+        if turn is not None:
+            q, k = (rotate(y, *turn).to(v.dtype) for y in (q, k))
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        if cache is not None:
+            k, v = cache.write(index, at, k, v)
+        x = x + block.out(attend(q * decoder.scale, k, v, bias))
+        return x + block.mlp(block.norm_mlp(x))
+
+    for index in range(len(decoder.blocks)):
+        if decoder.saves_memory and torch.is_grad_enabled():
+            x = checkpoint(layer, x, index, use_reentrant=False)
+        else:
+            x = layer(x, index)
+    return decoder.norm(x)
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary positions (Su et al. 2021, arXiv:2104.09864) of [N, S, H, D], by halves."""
+    first, second = x.chunk(2, -1)
+    return x * cos[:, :, None] + torch.cat((-second, first), -1) * sin[:, :, None]
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q kᵀ + bias) v of queries [N, H, M, D], already scaled, keys and values [N, G, S, D] -> [N, M, H·D].
+
+    H / G queries share a key (Ainslie et al. 2023, arXiv:2305.13245).
+    """
+    lanes, heads, length, size = q.shape
+    groups = k.shape[1]
+    if q.device.type != "cpu":
+        y = functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=bias.to(q.dtype), scale=1.0, enable_gqa=heads != groups
+        )
+        return y.transpose(1, 2).flatten(2)
+    k, v = k.flatten(0, 1), v.flatten(0, 1)
+    scores = matmul(q.reshape(lanes * groups, -1, size), k.transpose(1, 2))
+    scores.view(lanes, groups, -1, length, k.shape[1]).add_(bias[:, :, None])
+    share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    y = matmul(share[..., :CHUNK], v[:, :CHUNK])
+    for at in range(CHUNK, v.shape[1], CHUNK):
+        y = y + matmul(share[..., at : at + CHUNK], v[:, at : at + CHUNK])
+    return y.view(lanes, heads, length, size).transpose(1, 2).flatten(2)
+
+
+def matmul(a: Tensor, b: Tensor) -> Tensor:
+    """[B, M, K] x [B, K, S], each row as it is among many."""
+    rows = a.shape[1]
+    more = -rows % FEWEST
+    return torch.bmm(functional.pad(a, (0, 0, 0, more)), b)[:, :rows].contiguous() if more else torch.bmm(a, b)
