@@ -1,7 +1,5 @@
 """The `proximo language` command: train, ask and judge language models. Each verb is a function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path

@@ -26,9 +26,11 @@ ORDER = [
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "drift", "groups", "objectives", "plasticity"),
     ("critics", "preferences", "reference", "sequences"),
-    ("models", "updaters", "sources"),
+    ("models", "updaters"),
+    ("sources",),
     ("algorithms", "presets"),
     ("run",),
+    ("cli_language", "language"),
     ("cli",),
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

@@ -49,12 +49,12 @@ def start(*words: object, **how: object) -> subprocess.Popen[str]:
 
 
 def wait_for(happened: Callable[[], object], process: subprocess.Popen[str] | None = None) -> None:
-    for _ in range(1200):
+    for _ in range(4800):
         if happened():
             return
         assert process is None or process.poll() is None, process.communicate()
         time.sleep(0.05)
-    raise AssertionError("it did not happen within a minute")
+    raise AssertionError("it did not happen within four minutes")
 
 
 def logged(run: Path) -> bool:

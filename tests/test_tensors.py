@@ -24,12 +24,15 @@ from proximo.run.checkpoint import all_of
 from proximo.sources.backends import tensor_lanes
 from proximo.sources.cartpole import CartPole, motion
 from proximo.sources.tensors import TensorEnv, TensorSource, Transition
-from tests.conftest import SMALL, TINY_FLAGS, Command, Complaint
+from tests.conftest import SMALL, TINY_FLAGS, Command, Complaint, rest_slow
 from tests.test_envs import LIMITS, TAU, Oracle, knows_the_corridor
 from tests.toys import GAMMA, Corridors, corridor_value
 
 needs_compiler = pytest.mark.skipif(compiler.missing() is not None, reason=str(compiler.missing()))
 both = pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+both_if_slow = pytest.mark.parametrize(
+    "compile", [False, pytest.param(True, marks=[needs_compiler, pytest.mark.slow])]
+)  # compiles for a minute, and what is shown by it others show as well
 few_steps = pytest.mark.usefixtures("short_graphs")
 STYLES: dict[str, dict[str, bool]] = {
     "in place": {},
@@ -138,7 +141,8 @@ def test_the_next_value_is_that_of_the_true_next_state(limit: int, compile: bool
         assert batch.observation[1:][(batch.terminated | batch.truncated)[:-1]].abs().max() <= 0.05
 
 
-COMPILED = [*((horizon, "in place") for horizon in HORIZONS), (32, "assigned memory"), (1, "assigned memory")]
+COMPILED = [(16, "in place"), (1, "assigned memory")]
+COMPILED_IF_SLOW = [*((horizon, "in place") for horizon in HORIZONS if horizon != 16), (32, "assigned memory")]
 
 
 @few_steps
@@ -147,6 +151,7 @@ COMPILED = [*((horizon, "in place") for horizon in HORIZONS), (32, "assigned mem
     [
         *((horizon, style, False) for horizon in HORIZONS for style in STYLES),
         *(pytest.param(*case, True, marks=needs_compiler) for case in COMPILED),
+        *(pytest.param(*case, True, marks=[needs_compiler, pytest.mark.slow]) for case in COMPILED_IF_SLOW),
     ],
 )
 def test_a_policy_that_knows_the_values_has_no_advantage(horizon: int, style: str, compile: bool) -> None:
@@ -190,7 +195,7 @@ def test_wrong_bootstraps_would_be_seen() -> None:
         assert gae(wrong, GAMMA, 0.95).advantage.abs().max() > 0.1
 
 
-@both
+@both_if_slow
 @few_steps
 def test_episodes_are_counted_across_collections_and_given_up_at_a_restart(compile: bool) -> None:
     source = TensorSource(lambda seed: Corridors([4, 4]), 16)
@@ -224,8 +229,15 @@ def test_a_compiled_run_is_the_uncompiled_one_up_to_rounding(tmp_path: Path) -> 
     assert runs[0].metrics["episodes"] == runs[1].metrics["episodes"] > 10
 
 
-@both
-@pytest.mark.parametrize("env", ["CartPole-v1", "passed"])
+@pytest.mark.parametrize(
+    ("env", "compile"),
+    [
+        ("CartPole-v1", False),
+        ("passed", False),
+        pytest.param("CartPole-v1", True, marks=needs_compiler),
+        pytest.param("passed", True, marks=[needs_compiler, pytest.mark.slow]),
+    ],
+)
 def test_save_and_exact_resume(env: str, compile: bool, tmp_path: Path) -> None:
     settings: dict[str, Any] = {**TENSOR, "checkpoint_every": 512, "compile": "on" if compile else "off"}
     settings |= dict(normalize_observation=True, normalize_reward=True)
@@ -377,7 +389,9 @@ def test_a_faulty_environment_is_told_in_one_line(fault: str, tmp_path: Path) ->
 
 @needs_compiler
 @few_steps
-@pytest.mark.parametrize("fault", ["step raises", "reward", "terminated of floats", "nan seen"])
+@pytest.mark.parametrize(
+    "fault", rest_slow(["step raises", "reward", "terminated of floats", "nan seen"], ["step raises", "nan seen"])
+)
 def test_a_compiled_one_too(fault: str, tmp_path: Path) -> None:
     parts, words = FAULTS[fault]
     with pytest.raises(proximo.ProximoError, match=words):
@@ -432,7 +446,7 @@ class Secret(Hidden):
 
 @needs_compiler
 @few_steps
-@pytest.mark.parametrize("kind", [Hidden, Secret])
+@pytest.mark.parametrize("kind", [Hidden, pytest.param(Secret, marks=pytest.mark.slow)])
 def test_an_environment_with_hidden_state_runs_uncompiled_and_right(
     kind: type[Hidden], caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -179,6 +179,11 @@ class Resolved:
         return self.env
 
     @property
+    def axes(self) -> tuple[str, str]:
+        """What a step is, and what a return is, for people."""
+        return "environment steps", "return (mean of the last 100 episodes)"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that loads it."""
         return {"env": self.env, "algo": self.algo, "spaces": self.spaces}

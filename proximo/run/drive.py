@@ -37,7 +37,7 @@ def drive(run: R, quiet: bool, notes: list[str]) -> R:
         stack.callback(run.source.close)
         log = RunLog(run.folder, run.step)
         stack.callback(log.close)
-        reporter = reporter_for(quiet, title, run.config.run.steps, run.step)
+        reporter = reporter_for(quiet, title, run.config.run.steps, run.step, run.config.axes[0])
         stack.callback(lambda: reporter.close(run.finished))
         for note in notes:
             reporter.say(note)

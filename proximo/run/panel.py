@@ -12,13 +12,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from proximo.run.plan import Rating
+from proximo.run.plan import Rating, rounded
 
-SHOWN = (
-    ("return", "return_mean", ".1f"),
-    ("episode length", "length_mean", ".1f"),
-    ("episodes", "episodes", ",d"),
-    ("steps/s", "steps_per_second", ",.0f"),
+Shown = tuple[tuple[str, str, str], ...]  # label, metric, format
+LEARNING: Shown = (
     ("policy loss", "policy_loss", ".3g"),
     ("value loss", "value_loss", ".3g"),
     ("entropy", "entropy", ".3f"),
@@ -28,6 +25,25 @@ SHOWN = (
     ("gradient norm", "grad_norm", ".3f"),
     ("learning rate", "lr", ".2e"),
 )
+SHOWN: dict[str, Shown] = {
+    "environment steps": (
+        ("return", "return_mean", ".1f"),
+        ("episode length", "length_mean", ".1f"),
+        ("episodes", "episodes", ",d"),
+        ("steps/s", "steps_per_second", ",.0f"),
+        *LEARNING,
+    ),
+    "updates": (
+        ("reward", "return_mean", ".3f"),
+        ("length", "length_mean", ".1f"),
+        ("ended", "ended", ".0%"),
+        ("KL to reference", "kl_ref", ".3f"),
+        ("loss", "loss", ".3f"),
+        ("accuracy", "accuracy", ".3f"),
+        *LEARNING,
+    ),
+}
+ALWAYS = {"environment steps": ("return", "steps/s", "policy loss", "value loss", "KL"), "updates": ()}
 
 
 class Reporter(Protocol):
@@ -51,8 +67,9 @@ class Silent:
 class Lines:
     """A line every few seconds, for logs and pipes."""
 
-    def __init__(self, console: Console, total: int, every: float = 10.0) -> None:
-        self.console, self.total, self.every, self.last = console, total, every, time.monotonic()
+    def __init__(self, console: Console, total: int, unit: str, every: float = 10.0) -> None:
+        self.console, self.total, self.unit = console, total, unit
+        self.every, self.last = every, time.monotonic()
 
     def say(self, text: str) -> None:
         self.console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -61,12 +78,13 @@ class Lines:
         if time.monotonic() - self.last < self.every:
             return
         self.last = time.monotonic()
-        shown = ("return", "steps/s", "policy loss", "value loss", "KL")
-        parts = [f"{label} {shown_number(metrics, key, spec)}" for label, key, spec in SHOWN if label in shown]
-        self.say(f"{metrics['step']:,} of {self.total:,} steps | {' | '.join(parts)}")
+        always, shown = ALWAYS[self.unit], SHOWN[self.unit]
+        told = [row for row in shown if row[0] in always or (not always and metrics.get(row[1]) is not None)]
+        parts = [f"{label} {shown_number(metrics, key, spec)}" for label, key, spec in told]
+        self.say(f"{metrics['step']:,} of {self.total:,} {self.unit.split()[-1]} | {' | '.join(parts)}")
 
     def evaluation(self, score: Rating) -> None:
-        self.say(f"evaluation: {score.mean:.1f} ± {score.std:.1f} over {len(score.returns)} episodes")
+        self.say(f"evaluation: {rounded(score.mean)} ± {rounded(score.std)} over {len(score.returns)} episodes")
 
     def close(self, done: bool) -> None: ...
 
@@ -74,8 +92,8 @@ class Lines:
 class LivePanel:
     """A progress bar with the time left over a table of the last update's metrics."""
 
-    def __init__(self, console: Console, title: str, total: int, step: int) -> None:
-        self.title, self.metrics, self.score = title, dict[str, Any](), "–"
+    def __init__(self, console: Console, title: str, total: int, step: int, unit: str) -> None:
+        self.title, self.metrics, self.score, self.shown = title, dict[str, Any](), "–", SHOWN[unit]
         self.bar = steps_bar()
         self.task = self.bar.add_task("", total=total, completed=step)
         self.live = Live(console=console, get_renderable=self.render, refresh_per_second=4)
@@ -83,7 +101,7 @@ class LivePanel:
 
     def render(self) -> Panel:
         table = Table.grid(padding=(0, 3), expand=True)
-        numbers = [(label, shown_number(self.metrics, key, spec)) for label, key, spec in SHOWN]
+        numbers = [(label, shown_number(self.metrics, key, spec)) for label, key, spec in self.shown]
         cells = [Text.assemble((label, "dim"), f" {n}") for label, n in [*numbers, ("evaluation", self.score)]]
         for i in range(0, len(cells), 3):
             table.add_row(*cells[i : i + 3])
@@ -97,7 +115,7 @@ class LivePanel:
         self.bar.update(self.task, completed=metrics["step"])
 
     def evaluation(self, score: Rating) -> None:
-        self.score = f"{score.mean:.1f} ± {score.std:.1f}"
+        self.score = f"{rounded(score.mean)} ± {rounded(score.std)}"
 
     def close(self, done: bool) -> None:
         if done:  # what is left is less than a rollout
@@ -119,12 +137,12 @@ def steps_bar() -> Progress:
     )
 
 
-def reporter_for(quiet: bool, title: str, total: int, step: int) -> Reporter:
-    """The panel in a terminal, lines elsewhere; nothing if quiet."""
+def reporter_for(quiet: bool, title: str, total: int, step: int, unit: str = "environment steps") -> Reporter:
+    """The panel in a terminal, lines elsewhere; nothing if quiet. `unit` is what a step is."""
     if quiet:
         return Silent()
     console = Console(stderr=True)
-    return LivePanel(console, title, total, step) if console.is_terminal else Lines(console, total)
+    return LivePanel(console, title, total, step, unit) if console.is_terminal else Lines(console, total, unit)
 
 
 def shown_number(metrics: dict[str, Any], key: str, spec: str) -> str:

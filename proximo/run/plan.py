@@ -39,6 +39,11 @@ class Plan(Protocol):
     @property
     def title(self) -> str: ...
     @property
+    def axes(self) -> tuple[str, str]:
+        """What a step is, and what a return is, for people."""
+        ...
+
+    @property
     def identity(self) -> dict[str, Any]: ...
     def complete(self, step: int) -> bool: ...
     def taken(self, batch: Batch) -> int: ...
@@ -78,3 +83,8 @@ class Rating(Protocol):
 
 
 Judge = Callable[[Callable[[], bool]], Rating | None]  # asked whether to stop; None where it was
+
+
+def rounded(score: float) -> str:
+    """A number for people: three digits behind the point where it is small, one where it is not, none where large."""
+    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}" if abs(score) < 10_000 else f"{score:,.0f}"

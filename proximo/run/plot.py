@@ -13,9 +13,8 @@ import numpy as np
 
 from proximo.errors import ConfigError, RunFolderError
 from proximo.run.files import replace_durably
-from proximo.run.folder import DRIFT, EVALS, METRICS, read_config, read_rows, seed_folders
+from proximo.run.folder import DRIFT, EVALS, METRICS, read_plan, read_rows, seed_folders
 
-STEPS = "environment steps"
 MOST_SHOWN = 3  # differing settings in a legend's line
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 
@@ -32,21 +31,21 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     axes = figure.add_subplot()
     if not any(has_curve(folder) for folder in runs):
         raise RunFolderError(f"no episode has ended yet in {', '.join(map(str, folders))}: there is no curve to draw")
-    environments: set[str] = set()
-    differing = differences([read_config(group[0]).to_json() for group in grouped])
+    subjects: set[str] = set()
+    differing = differences([read_plan(group[0]).to_json() for group in grouped])
     for number, group in enumerate(grouped):
-        config = read_config(group[0])
-        environments.add(config.env)
+        config = read_plan(group[0])
+        subjects.add(config.title)
         seeds = f"{len(group)} seeds" if len(group) > 1 else f"seed {config.run.seed}"
         look: dict[str, Any] = {"color": f"C{number}"}
         curves = [curve for folder in group if len((curve := curve_of(folder, METRICS))[0])]
         steps, low, mean, high = band(curves) if curves else (np.zeros(0),) * 4
-        axes.plot(steps, mean, label=" · ".join([config.env, config.algo, *differing[number], seeds]), **look)
+        axes.plot(steps, mean, label=" · ".join([config.title, config.algo, *differing[number], seeds]), **look)
         axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, **look)
         for folder in group:
             axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
-    axes.set_title(", ".join(sorted(environments)) + "   (points: evaluations, deterministic)", fontsize=10)
-    along(axes, STEPS, "return (mean of the last 100 episodes)")
+    axes.set_title(", ".join(sorted(subjects)) + "   (points: evaluations)", fontsize=10)
+    along(axes, *read_plan(runs[0]).axes)
     axes.legend(loc="best", fontsize=8)
     write(figure, out)
 
@@ -57,17 +56,17 @@ def plot_drift(folders: Sequence[Path], out: Path) -> None:
     A line is a run. Points are updates as they were asked for, where the bound cut or undid them.
     """
     runs = [run for path in some(folders) for run in (seed_folders(path) or [path])]
-    ledgers = {run: rows for run in runs if read_config(run) and (rows := read_rows(run / DRIFT))}
+    ledgers = {run: rows for run in runs if read_plan(run) and (rows := read_rows(run / DRIFT))}
     if not ledgers:
         advice = "train with --max-kl, --stop-drift or --drift-reference"
         raise RunFolderError(f"no drift was measured in {', '.join(map(str, folders))}: {advice}")
-    configs = [read_config(run) for run in ledgers]
+    configs = [read_plan(run) for run in ledgers]
     differing = differences([config.to_json() for config in configs])
     figure = blank(6.5)
     upper, lower = figure.subplots(2, 1, sharex=True)
     for number, (config, rows) in enumerate(zip(configs, ledgers.values(), strict=True)):
         look: dict[str, Any] = {"color": f"C{number}"}
-        label = " · ".join([config.env, config.algo, *differing[number], f"seed {config.run.seed}"])
+        label = " · ".join([config.title, config.algo, *differing[number], f"seed {config.run.seed}"])
         steps = column(rows, "step")
         upper.plot(steps, column(rows, "kl"), linewidth=1, label=label, **look)
         cut = column(rows, "alpha") < 1
@@ -80,7 +79,7 @@ def plot_drift(folders: Sequence[Path], out: Path) -> None:
     upper.set_title("each update   (points: as asked, where the bound cut it; dashed: limits)", fontsize=10)
     lower.set_title("drift from the first policy, or from the reference that was named", fontsize=10)
     along(upper, "", "KL(old ‖ new), nats")
-    along(lower, STEPS, "KL(reference ‖ policy), nats")
+    along(lower, configs[0].axes[0], "KL(reference ‖ policy), nats")
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     write(figure, out)
 
@@ -132,7 +131,7 @@ def groups(folders: Sequence[Path]) -> list[list[Path]]:
     """Runs of one setting together: the same configuration but for the seed."""
     grouped: dict[str, list[Path]] = defaultdict(list)
     for folder in folders:
-        setting = read_config(folder).to_json()
+        setting = read_plan(folder).to_json()
         setting["run"].pop("seed")
         grouped[json.dumps(setting, sort_keys=True)].append(folder)
     return list(grouped.values())
@@ -141,10 +140,12 @@ def groups(folders: Sequence[Path]) -> list[list[Path]]:
 def differences(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
     """What sets each configuration apart from the others, as "name value"."""
     sections = ("run", "algorithm", "network")
-    flat = [{key: value for section in sections for key, value in setting[section].items()} for setting in settings]
+    flat = [
+        {key: value for section in sections for key, value in setting.get(section, {}).items()} for setting in settings
+    ]
     names = [name for name in flat[0] if name != "seed" and len({str(other.get(name)) for other in flat}) > 1]
-    if len({setting["preset"] for setting in settings}) > 1:
-        return [[f"preset {setting['preset']}"] for setting in settings]
+    if len({setting.get("preset") for setting in settings}) > 1:
+        return [[f"preset {setting.get('preset')}"] for setting in settings]
     more = [f"{len(names) - MOST_SHOWN} more"] if len(names) > MOST_SHOWN else []
     return [[f"{name} {setting.get(name)}" for name in names[:MOST_SHOWN]] + more for setting in flat]
 

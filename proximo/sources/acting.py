@@ -105,11 +105,11 @@ def judged(policy: Policy, batch: Batch) -> Batch:
     The columns are logp, value, next_value and `old`, the distributions, which a bound on the update, a penalty or a
     natural gradient would else ask for again.
     """
-    logp, value, distribution = policy.evaluate(batch)
+    now = policy.evaluate(batch)
     remembered = (batch.last_memory, batch.last_start) if "memory" in vars(batch) else ()
-    next_value = torch.cat([value[1:], policy.value(batch.last, *remembered).unsqueeze(0)])
+    next_value = torch.cat([now.value[1:], policy.value(batch.last, *remembered).unsqueeze(0)])
     # a clone, for a distribution may hold a parameter, which is about to change
-    return Batch(logp=logp, value=value, next_value=next_value, old=tree_map(torch.clone, distribution))
+    return Batch(logp=now.logp, value=now.value, next_value=next_value, old=tree_map(torch.clone, now.distribution))
 
 
 @torch.no_grad()

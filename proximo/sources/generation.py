@@ -17,6 +17,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -317,3 +318,9 @@ def agreement(
     made = generator(model, token, live, plain, repeat)
     learned = learned_logp(model, token, live, made, plain, repeat)
     return float((made.logp - learned)[made.mask].abs().max())
+
+
+def generator_named(name: str, precision: str = "float32") -> Generator:
+    """ "static": our own decoder, in this precision; "transformers": its generate."""
+    dtype = torch.bfloat16 if precision == "bfloat16" else None
+    return generate if name == "transformers" else partial(decode, dtype=dtype)

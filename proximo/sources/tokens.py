@@ -21,7 +21,8 @@ class TokenSource:
     """Collects `prompts` × `group` completions: batches [T, N], N = prompts · group, those of a prompt side by side.
 
     `decode` turns token ids into a text without special tokens. `at_once` is how many lanes the reference and the
-    critics look at together.
+    critics look at together. With `judges_again` the learner says itself how likely it found the tokens, and what the
+    generator said is `sampler_logp`: for engines that compute otherwise.
     """
 
     def __init__(
@@ -34,9 +35,11 @@ class TokenSource:
         prompts: int,
         group: int,
         at_once: int | None = None,
+        judges_again: bool = False,
     ) -> None:
         self.loader, self.generator, self.sampling, self.reward = loader, generator, sampling, reward
         self.decode, self.prompts, self.group, self.at_once = decode, prompts, group, at_once
+        self.judges_again = judges_again
         self.episodes = Completed()
 
     def restart(self, seed: int) -> None:
@@ -65,15 +68,21 @@ class TokenSource:
     def completed(self, policy: LanguagePolicy, asked: Sequence[Example], group: int) -> Batch:
         """The prompts' completions as a batch [T, N] without rewards, with what reference and critics say of it."""
         prompts = {name: x.to(policy.device) for name, x in left([e.prompt for e in asked], self.sampling.pad).items()}
-        with policy.computing():
-            made = self.generator(policy.model, prompts["token"], prompts["live"], self.sampling, group)
+        made = self.generator(policy.model, prompts["token"], prompts["live"], self.sampling, group)
         batch = batch_of(prompts["token"], prompts["live"], made, group, self.sampling.eos)
         if policy.has_reference:
             batch = batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp))
-        if policy.critics:
-            value = in_pieces(batch, self.at_once, lambda part: policy.evaluate(part).value)
-            batch = batch.replace(value=value, next_value=after(value, batch.terminated))
+        if policy.critics or self.judges_again:
+            logp, value, values = in_pieces(batch, self.at_once, lambda part: opinion(policy, part))
+            batch = batch.replace(value=value, values=values, next_value=after(value, batch.terminated))
+            batch = batch.replace(logp=logp, sampler_logp=batch.logp) if self.judges_again else batch
         return batch
+
+
+def opinion(policy: LanguagePolicy, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    """logp, value and the critics' values."""
+    now = policy.evaluate(batch)
+    return now.logp, now.value, now.values
 
 
 def batch_of(token: Tensor, live: Tensor, made: Completions, group: int, eos: Sequence[int]) -> Batch:

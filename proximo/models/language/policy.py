@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
+from proximo.models.decoder import hidden, knows, read
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
 from proximo.models.language.rows import Rows, flat, rows_of
@@ -66,8 +67,8 @@ class LanguagePolicy(nn.Module):
         lanes = flat(batch)
         rows, steps = rows_of(lanes), len(lanes.mask)
         with self.computing():
-            logits, hidden = self.forward_rows(self.model, rows, steps, self.critic is not None and self.critic.shares)
-            values = self.values(rows, steps, hidden, logits)
+            logits, last = self.forward_rows(self.model, rows, steps, self.critic is not None and self.critic.shares)
+            values = self.values(rows, steps, last, logits)
         found = self.distribution(logits)
         shape = batch.mask.shape
         values = values.unflatten(1, shape[1:])
@@ -78,15 +79,22 @@ class LanguagePolicy(nn.Module):
         """Of logits [M, T, V] as the model gives them: over actions [T, M]."""
         return Categorical.from_logits(logits.float().transpose(0, 1) / self.temperature)
 
-    def values(self, rows: Rows, steps: int, hidden: Tensor | None, like: Tensor) -> Tensor:
+    def values(self, rows: Rows, steps: int, last: Tensor | None, like: Tensor) -> Tensor:
         """What the critics say of the last `steps` tokens, [T, M, K]; zeros [T, M, 1] where there are none."""
         if self.critic is None:
             return like.new_zeros(steps, len(rows.token), 1, dtype=torch.float32)
-        return self.critic(rows, steps, hidden).float().transpose(0, 1)
+        return self.critic(rows, steps, last).float().transpose(0, 1)
 
     @staticmethod
     def forward_rows(model: Any, rows: Rows, steps: int, with_hidden: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Logits [M, T, V] of the last `steps` tokens of each row; and what the last layer makes of them, [M, T, D]."""
+        """Logits [M, T, V] of the last `steps` tokens of each row; and what the last layer makes of them, [M, T, D].
+
+        By the forward pass that our decoder samples with, where it knows the model; else by the model's own.
+        """
+        if knows(model):
+            decoder = read(model)
+            x = hidden(decoder, rows.token, rows.position, rows.attention())[:, -steps:]
+            return decoder.head(x), x
         out = model(
             input_ids=rows.token, attention_mask=rows.seen(), position_ids=rows.position, use_cache=False,
             logits_to_keep=steps, output_hidden_states=with_hidden,

@@ -52,7 +52,8 @@ class RewardModel(nn.Module):
         with self.computing():
             found = self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]).float()
         value = (self.gain * found.squeeze(-1).T + self.bias).view(batch.mask.shape)
-        return Evaluation(torch.zeros_like(value), value, None, value[..., None])
+        nobody: Any = None  # no actions, no distribution over them
+        return Evaluation(torch.zeros_like(value), value, nobody, value[..., None])
 
     @torch.no_grad()
     def normalize(self, scores: Tensor) -> None:

@@ -47,7 +47,7 @@ def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> Lan
     found = material(data, kind, words, plan.run, context, say)
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
-    speaker = Speaker(policy, words, generator_named(plan.run.generator))
+    speaker = Speaker(policy, words, generator_named(plan.run.generator, plan.run.precision))
     source, judge = source_of(plan, kind, policy, speaker, found, reward)
     ledger = Ledger(policy, plan.run, walked(plan.run.at_once), {}) if plan.run.measures_drift else None
     return Run(Path(), plan, speaker, algorithm, source, judge, ledger)
@@ -73,15 +73,15 @@ def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
 
 def policy_of(plan: LanguagePlan, path: Path) -> Any:
     """The model that learns, with fresh heads from torch's global generator."""
-    run, needs = plan.run, language_algorithm(plan.algo).needs
+    run, needs = plan.run, plan.algorithm.needs
     if plan.algo == "reward":
         return RewardModel(causal_model(path), run.precision).to(run.device)
-    kind: CriticKind = "none" if "value" not in needs else "mini" if "values" in needs else "shared"
+    kind: CriticKind = "mini" if "values" in needs else "shared" if "value" in needs else "none"
     if run.critic != "auto":
         kind = run.critic
-    wanted = "ref_logp" in needs and getattr(plan.algorithm, "uses_reference", True)
+    reference = "ref_logp" in needs or run.stop_drift is not None
     return language_policy(
-        path, kind, run.critic_model, wanted or run.measures_drift, run.lora, run.temperature, run.precision,
+        path, kind, run.critic_model, reference, run.lora, run.temperature, run.precision,
         run.checkpointing, run.device,
     )  # fmt: skip
 
@@ -95,15 +95,13 @@ def source_of(
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
         worth = reward_of(run, words, reward)
-        source = TokenSource(
-            loader, speaker.generator, sampling, worth, words.decode, run.batch, run.group, run.at_once
-        )
+        numbers = run.batch, run.group, run.at_once, "sampler_logp" in plan.algorithm.needs
+        source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
         return source, completing(source, policy, held, run.seed)
     if reward is not None or run.rewards or run.reward_model:
         raise ConfigError(f"{plan.algo} learns from a data set and takes no reward: leave it out")
     rows = as_pairs(words.pad) if kind == "pairs" else as_texts(words.pad, run.pack)
-    judged = kind == "pairs" and plan.algo != "reward"
-    source = TextSource(loader, rows, run.batch, judged, run.at_once)
+    source = TextSource(loader, rows, run.batch, "ref_logp" in plan.algorithm.needs, run.at_once)
     if kind == "texts":
         return source, reading(source, policy, held)
     return source, preferring(source, policy, held, getattr(plan.algorithm, "beta", None))

@@ -11,8 +11,7 @@ import torch
 
 from proximo.batch import Batch
 from proximo.models.language.policy import in_pieces
-from proximo.preferences import margins
-from proximo.reduce import last_live
+from proximo.preferences import implicit_margin, last_live
 from proximo.run.plan import Judge
 from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
 from proximo.sources.text.examples import Example
@@ -99,8 +98,8 @@ def preferring(source: TextSource, policy: Any, examples: Sequence[Example], bet
                 sides = last_live(value, batch.mask)
                 found += (sides[:, 0] - sides[:, 1]).tolist()
             else:
-                logp = in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).logp)
-                found += (beta * margins(logp, batch)).tolist()
+                h = in_pieces(batch, source.at_once, lambda part: implicit_margin(policy.evaluate(part), part)[None])
+                found += (beta * h[0]).tolist()
         right = [float(x > 0) for x in found]
         return LanguageScore(
             right, [1] * len(right), {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}

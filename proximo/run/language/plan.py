@@ -13,6 +13,11 @@ from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.language.build import CriticKind
 from proximo.run.config import built
 
+RETURNS = {
+    "completions": "reward of a completion",
+    "texts": "log-probability of a held-out token, nats",
+    "pairs": "share of held-out pairs told apart",
+}
 MOST_TOGETHER = 2**20  # tokens of a collection's rows, however many are asked for
 ELSEWHERE = {
     "learning_rate": "lr",
@@ -130,6 +135,11 @@ class LanguagePlan:
     @property
     def title(self) -> str:
         return f"{self.model} · {self.data}"
+
+    @property
+    def axes(self) -> tuple[str, str]:
+        """What a step is, and what a return is, for people."""
+        return "updates", RETURNS[language_algorithm(self.algo).learns_from]
 
     @property
     def identity(self) -> dict[str, Any]:

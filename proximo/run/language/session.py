@@ -117,7 +117,7 @@ def load(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Sp
     with borrowed_generators():
         policy = policy_of(replace(plan, run=replace(plan.run, device="cpu", max_kl=None, stop_drift=None)), base)
     load_policy(policy, checkpoint.latest(path, say))
-    return Speaker(policy, words_of(base), generator_named(plan.run.generator))
+    return Speaker(policy, words_of(base), generator_named(plan.run.generator, plan.run.precision))
 
 
 def plan_of(path: Path) -> LanguagePlan:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from proximo.errors import ConfigError
 from proximo.models.language.policy import LanguagePolicy, in_pieces
 from proximo.models.language.reward import RewardModel
-from proximo.reduce import last_live
+from proximo.preferences import last_live
 from proximo.run.language.material import Words
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.sources.generation import Generator, Sampling
@@ -37,8 +35,7 @@ class Speaker:
             for i in range(0, len(prompts), TOGETHER):
                 tokens = [self.tokens(prompt) for prompt in prompts[i : i + TOGETHER]]
                 rows = {name: x.to(self.policy.device) for name, x in left(tokens, self.words.pad).items()}
-                with torch.no_grad(), self.policy.computing():
-                    made = self.generator(self.policy.model, rows["token"], rows["live"], sampling, 1)
+                made = self.generator(self.policy.model, rows["token"], rows["live"], sampling)
                 lanes = zip(made.token.T, made.mask.T, strict=True)
                 found += [self.words.decode(token[live].tolist()) for token, live in lanes]
         return found
