@@ -34,6 +34,7 @@ from proximo.sources.text.loader import Loader
 from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import TokenSource
 
+GROUP = 8  # completions of a prompt that are compared
 Judged = LanguagePolicy | RewardModel
 LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
 
@@ -53,12 +54,14 @@ def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> Lan
     return Run(Path(), plan, speaker, algorithm, source, judge, ledger)
 
 
-def resolved(run: LanguageRun) -> LanguageRun:
-    """With what depends on the machine decided."""
+def resolved(plan: LanguagePlan) -> LanguagePlan:
+    """With what depends on the machine and the algorithm decided."""
+    run = plan.run
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    return replace(run, device=device, threads=run.threads or os.cpu_count() or 1)
+    group = run.group or (GROUP if "group" in plan.algorithm.needs else 1)
+    return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or os.cpu_count() or 1))
 
 
 def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
@@ -95,7 +98,7 @@ def source_of(
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
         worth = reward_of(run, words, reward)
-        numbers = run.batch, run.group, run.at_once, "sampler_logp" in plan.algorithm.needs
+        numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs
         source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
         return source, completing(source, policy, held, run.seed)
     if reward is not None or run.rewards or run.reward_model:

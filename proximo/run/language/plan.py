@@ -18,7 +18,7 @@ RETURNS = {
     "texts": "log-probability of a held-out token, nats",
     "pairs": "share of held-out pairs told apart",
 }
-MOST_TOGETHER = 2**20  # tokens of a collection's rows, however many are asked for
+MOST_TOGETHER = 2**26  # tokens of a collection's rows, however many are asked for
 ELSEWHERE = {
     "learning_rate": "lr",
     "max_steps": "steps",
@@ -39,8 +39,8 @@ class LanguageRun:
     """Updates: collections of completions, or draws from the data set, each learned from as the algorithm says."""
     batch: int = 32
     """Examples of an update: prompts, pairs or texts."""
-    group: int = 1
-    """Completions of each prompt; those of the group methods (GRPO, RLOO, …) are compared with each other."""
+    group: int | None = None
+    """Completions of each prompt; None: 8 where the algorithm compares them with each other (GRPO, RLOO, …), else 1."""
     max_prompt: int | None = None
     """Longest prompt, tokens; None takes what the model's context leaves."""
     max_tokens: int = 128
@@ -93,9 +93,9 @@ class LanguageRun:
     """End the run where the KL of a sequence from the reference, nats, exceeds this."""
 
     def __post_init__(self) -> None:
-        check(self, at_least_one=("steps", "batch", "group", "max_tokens", "checkpoint_every", "eval_prompts"))
+        check(self, at_least_one=("steps", "batch", "max_tokens", "checkpoint_every", "eval_prompts"))
         check(self, not_negative=("seed", "eval_every", "threads"), positive=("temperature",))
-        for name in ("max_prompt", "lora", "pack", "at_once"):
+        for name in ("group", "max_prompt", "lora", "pack", "at_once"):
             if getattr(self, name) is not None:
                 check(self, at_least_one=(name,))
         check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
@@ -103,10 +103,9 @@ class LanguageRun:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
         if self.seed >= 2**32:
             raise ConfigError(f"seed is {self.seed}: it must be at most {2**32 - 1}")
-        if self.batch * self.group * self.max_tokens > MOST_TOGETHER * 64:
-            raise ConfigError(
-                f"{self.batch} × {self.group} completions of {self.max_tokens} tokens are too many at once"
-            )
+        lanes = self.batch * (self.group or 1)
+        if lanes * self.max_tokens > MOST_TOGETHER:
+            raise ConfigError(f"{lanes:,} completions of {self.max_tokens:,} tokens are too many at once")
 
     @property
     def features_every(self) -> int:

@@ -54,7 +54,7 @@ def begin(
     plan: LanguagePlan, data: Any, reward: Reward | None = None, out: str | Path | None = None, quiet: bool = False
 ) -> LanguageTrain:
     """Build a run from a plan, in a new folder, and train it."""
-    plan, notes = replace(plan, run=resolved(plan.run)), list[str]()
+    plan, notes = resolved(plan), list[str]()
     with computing(plan.run):
         seed_all(plan.run.seed)
         run = build(plan, data, reward, notes.append)
