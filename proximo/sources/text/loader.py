@@ -68,8 +68,9 @@ def held_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
 
 def _some(table: Table, places: np.ndarray) -> Table:
     """These rows, in the order of the table."""
-    order = sorted(places.tolist())
-    return Table([table.rows[i] for i in order], [table.places[i] for i in order])
+    order: list[int] = sorted(places.tolist())
+    names: list[str] = [table.places[i] for i in order]
+    return Table([table.rows[i] for i in order], names)
 
 
 def permutation(count: int, seed: int, stream: int, position: int) -> np.ndarray:
