@@ -46,24 +46,34 @@ def examples(texts: Sequence[Text], tokenizer: Any) -> list[Example]:
 
     Raises ConfigError for a tokenizer without EOS, and for an empty prompt where there is no BOS to begin with.
     """
-    end = eos_id(tokenizer)
-    answers = [[_without_end(answer, tokenizer.eos_token) for answer in text.answers] for text in texts]
+    end, bos = eos_id(tokenizer), tokenizer.bos_token_id
     prompts = _encoded(tokenizer, [(text.prompt, not text.rendered) for text in texts])
-    joint = _encoded(
-        tokenizer,
-        [(text.prompt + each, not text.rendered) for text, own in zip(texts, answers, strict=True) for each in own],
-    )
-    following = iter(joint)
     found = []
-    for text, own, prompt in zip(texts, answers, prompts, strict=True):
-        begun = prompt or ([tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else [])
-        tails = [_behind(next(following), prompt, begun, each, tokenizer) for each in own]
-        if not begun and not text.prompt and len(tails) == 1 and tails[0]:
-            begun, tails = tails[0][:1], [tails[0][1:]]
-        if not begun:
+    for text, prompt, tails in zip(texts, prompts, _answers(texts, prompts, tokenizer), strict=True):
+        if not prompt and bos is not None:
+            prompt, tails = [bos], [tail[tail[:1] == [bos] :] for tail in tails]
+        elif not prompt and not text.prompt and len(tails) == 1:
+            prompt, tails = tails[0][:1], [tails[0][1:]]
+        if not prompt:
             raise ConfigError(f"{text.place}: the prompt is empty, and the tokenizer has no BOS token to begin with")
-        found.append(Example(ids(*begun), tuple(ids(*tail, end) for tail in tails), text.prompt, text.columns))
+        found.append(Example(ids(*prompt), tuple(ids(*tail, end) for tail in tails), text.prompt, text.columns))
     return found
+
+
+def _answers(texts: Sequence[Text], prompts: Sequence[list[int]], tokenizer: Any) -> list[list[list[int]]]:
+    """The tokens of every text's answers, without EOS."""
+    flat = [
+        (text, prompt, _without_end(answer, tokenizer.eos_token))
+        for text, prompt in zip(texts, prompts, strict=True)
+        for answer in text.answers
+    ]
+    joint = _encoded(tokenizer, [(text.prompt + answer, not text.rendered) for text, _, answer in flat])
+    parts = [whole[: len(prompt)] == prompt for whole, (_, prompt, _) in zip(joint, flat, strict=True)]
+    rest = [(answer, False) for (*_, answer), apart in zip(flat, parts, strict=True) if not apart]
+    alone = iter(_encoded(tokenizer, rest))
+    tails = [w[len(p) :] if apart else next(alone) for w, (_, p, _), apart in zip(joint, flat, parts, strict=True)]
+    following = iter(tails)
+    return [[next(following) for _ in text.answers] for text in texts]
 
 
 def _without_end(answer: str, mark: str) -> str:
@@ -72,17 +82,10 @@ def _without_end(answer: str, mark: str) -> str:
     return next(ended, answer + mark).removesuffix(mark)
 
 
-def _behind(joint: list[int], prompt: list[int], begun: list[int], answer: str, tokenizer: Any) -> list[int]:
-    """The answer's tokens behind a prompt."""
-    if joint[: len(prompt)] == prompt:
-        tail = joint[len(prompt) :]
-        return tail[len(begun) :] if not prompt and begun and tail[: len(begun)] == begun else tail
-    return _encoded(tokenizer, [(answer, False)])[0]
-
-
 def _encoded(tokenizer: Any, texts: Sequence[tuple[str, bool]]) -> list[list[int]]:
     """Token ids of (text, whether the tokenizer adds its special tokens), without an EOS that it puts at the end."""
-    end, mark = tokenizer.eos_token_id, tokenizer.eos_token
+    probe = [tokenizer("a", add_special_tokens=special)["input_ids"][-1:] for special in (True, False)]
+    ends = probe[0] == [tokenizer.eos_token_id] != probe[1]
     found: list[list[int]] = [[] for _ in texts]
     for special in (False, True):
         places = [i for i, (_, add) in enumerate(texts) if add is special]
@@ -90,8 +93,7 @@ def _encoded(tokenizer: Any, texts: Sequence[tuple[str, bool]]) -> list[list[int
             some = places[first : first + BATCH]
             tokens = tokenizer([texts[i][0] for i in some], add_special_tokens=special, verbose=False)["input_ids"]
             for i, each in zip(some, tokens, strict=True):
-                added = special and each[-1:] == [end] and not texts[i][0].endswith(mark)
-                found[i] = list(each[: len(each) - added])
+                found[i] = list(each[: len(each) - (special and ends)])
     return found
 
 
@@ -112,8 +114,12 @@ def pad_id(tokenizer: Any, say: Callable[[str], object]) -> int:
     if own is not None and own != end:
         return own
     known = tokenizer.get_vocab()
-    named = sorted(token for token in known if "pad" in token.lower() and token[0] in "<[" and token[-1] in ">]")
-    spare = [known[token] for token in named] + [tokenizer.unk_token_id, 0, 1]
+    made = [token for token in known if "pad" in token.lower() and token.startswith(("<", "[")) and token[-1] in ">]"]
+    spare = [known[token] for token in sorted(made, key=lambda token: (len(token), token))] + [
+        tokenizer.unk_token_id,
+        0,
+        1,
+    ]
     pad = next(token for token in spare if token is not None and token != end)
     why = "is EOS" if own == end else "is missing"
     say(f"the tokenizer's pad token {why}: rows are filled with {tokenizer.convert_ids_to_tokens(pad)!r} ({pad})")
@@ -144,9 +150,7 @@ def limited(
     of = f"of {len(found)}"
     if prompts and too_long == "error":
         longest = max(len(each.prompt) for each in found)
-        words = (
-            f"{prompts} {of} prompts are longer than the {max_prompt} tokens there is room for (the longest: {longest})"
-        )
+        words = f"{prompts} {of} prompts are longer than {max_prompt} tokens (the longest has {longest})"
         raise ConfigError(f"{words}: drop them, truncate them from the left (too_long), or make room")
     if prompts:
         say(f"{prompts} {of} prompts are longer than {max_prompt} tokens: {'dropped' if drop else 'cut at the left'}")

@@ -45,8 +45,7 @@ def texts(table: Table, kind: str, tokenizer: Any) -> list[Text]:
         raise unknown("kind of data", kind, FORMATS)
     forms = FORMATS[kind]
     found = list[Text]()
-    for i, row in enumerate(table.rows):
-        place = f"{table.name}, row {i + 1}"
+    for row, place in zip(table.rows, table.places, strict=True):
         present = {name for name, value in row.items() if value is not None}
         form = next((form for form in forms if present.issuperset(form)), None)
         if form is None:
@@ -57,6 +56,7 @@ def texts(table: Table, kind: str, tokenizer: Any) -> list[Text]:
             for prompt, answers, rendered in forms[form](row, tokenizer):
                 if any(not answer.strip() for answer in answers):
                     raise ConfigError(EMPTY)
+                _must_be_unicode(prompt, *answers)
                 found.append(Text(prompt, answers, rendered, columns, place))
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from None
@@ -169,3 +169,12 @@ def _render(tokenizer: Any, messages: Messages, over: bool = False) -> str:
 def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
     """How many items two sequences begin with alike."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _must_be_unicode(*parts: str) -> None:
+    """ConfigError for half of a surrogate pair, which JSON can hold and no tokenizer takes."""
+    try:
+        for part in parts:
+            part.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"a text holds {error.object[error.start]!r}, which is half a character: mend it") from None

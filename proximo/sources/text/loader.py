@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from proximo.errors import ConfigError
+from proximo.sources.text.reading import Table
 
 T = TypeVar("T")
 ORDER, HELD = 101, 102  # independent streams of random numbers
@@ -52,18 +53,24 @@ class Loader(Generic[T]):
         return {"epoch": self.epoch, "position": self.position}
 
 
-def held_out(rows: Sequence[T], share: float, seed: int) -> tuple[list[T], list[T]]:
+def held_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
     """Rows to learn from, and a share of them that is not; both in order, chosen by (seed, number of rows) alone.
 
-    Take it of a data set's rows, before a conversation becomes several texts. Raises ConfigError where the share leaves
-    one of the two without rows.
+    Whole rows, so that no conversation is in both. Raises ConfigError where one of the two would have no rows.
     """
-    count = round(share * len(rows))
-    if not 0 < count < len(rows):
-        raise ConfigError(f"{share} of {len(rows)} rows is {count}: some must be held out and some be learned from")
-    held = set(permutation(len(rows), seed, HELD, 0)[:count].tolist())
-    parts = [[row for i, row in enumerate(rows) if (i in held) is wanted] for wanted in (False, True)]
-    return parts[0], parts[1]
+    count = round(share * len(table.rows))
+    if not 0 < count < len(table.rows):
+        words = "some must be held out and some be learned from"
+        raise ConfigError(f"{share} of {len(table.rows)} rows are {count}: {words}")
+    order = permutation(len(table.rows), seed, HELD, 0)
+    return _some(table, order[count:]), _some(table, order[:count])
+
+
+def _some(table: Table, places: np.ndarray) -> Table:
+    """These rows, in the order of the table."""
+    order: list[int] = sorted(places.tolist())
+    names: list[str] = [table.places[i] for i in order]
+    return Table([table.rows[i] for i in order], names)
 
 
 def permutation(count: int, seed: int, stream: int, position: int) -> np.ndarray:

@@ -16,10 +16,10 @@ SAVED = ("state.json", "dataset_dict.json")  # one of them lies in a folder that
 
 
 class Table(NamedTuple):
-    """Rows of named columns, and what to call them in an error."""
+    """Rows of named columns."""
 
-    name: str
     rows: Sequence[Row]
+    places: Sequence[str]  # where each row stands, for errors
 
 
 def read(data: Any, split: str = "train", config: str | None = None) -> Table:
@@ -33,42 +33,47 @@ def read(data: Any, split: str = "train", config: str | None = None) -> Table:
     reads it is not installed.
     """
     if isinstance(data, str | os.PathLike):
-        table = Table(os.fspath(data), _stored(os.fspath(data), split, config))
+        name = os.fspath(data)
+        rows, lines = _stored(name, split, config)
     elif isinstance(data, Mapping):
         if split not in data:
             raise ConfigError(f"the data set has no split {split!r}; it has {', '.join(map(str, data))}")
         return read(data[split])
-    elif hasattr(data, "to_list"):
-        table = Table("the data set", data.to_list())
     elif hasattr(data, "column_names"):
-        raise ConfigError("a streamed data set has no length: give some of its rows, list(data.take(10_000))")
+        if not hasattr(data, "__len__"):
+            raise ConfigError("a streamed data set has no length: give some of its rows, list(data.take(10_000))")
+        name, rows, lines = "the data set", data.to_list(), None
     elif isinstance(data, Iterable):
-        table = Table("the data", list(data))
+        name, rows, lines = "the data", list(data), None
     else:
         raise ConfigError(f"data is a {type(data).__name__}: give a path, a data set of `datasets` or a list of dicts")
-    for i, row in enumerate(table.rows):
+    if not rows:
+        raise ConfigError(f"{name} has no rows")
+    places = [f"{name}, line {i}" for i in lines] if lines else [f"{name}, row {i + 1}" for i in range(len(rows))]
+    for row, place in zip(rows, places, strict=True):
         if not isinstance(row, Mapping):
-            raise ConfigError(f"{table.name}, row {i + 1} is a {type(row).__name__}, not a dict of named columns")
-    if not table.rows:
-        raise ConfigError(f"{table.name} has no rows")
-    return table
+            raise ConfigError(f"{place} is a {type(row).__name__}, not a dict of named columns")
+    return Table(rows, places)
 
 
-def _stored(place: str, split: str, config: str | None) -> list[Row]:
+Stored = tuple[list[Row], list[int] | None]  # rows, and the lines they stand in
+
+
+def _stored(place: str, split: str, config: str | None) -> Stored:
     path = Path(place)
     if path.suffix.lower() not in FILES:
-        return _by_library(place, split, config)
+        return _by_library(place, split, config), None
     if not path.is_file():
         raise ConfigError(f"there is no file {place}")
     try:
-        return _parquet(path) if path.suffix.lower() == ".parquet" else _lines(path)
+        return (_parquet(path), None) if path.suffix.lower() == ".parquet" else _lines(path)
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from None
 
 
-def _lines(path: Path) -> list[Row]:
+def _lines(path: Path) -> Stored:
     """One JSON object a line; empty lines are passed over."""
-    rows = []
+    rows, lines = list[Row](), list[int]()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.isspace():
@@ -81,7 +86,8 @@ def _lines(path: Path) -> list[Row]:
                 words = 'expected one object a line, such as {"prompt": "…", "completion": "…"}'
                 raise ConfigError(f"{path}, line {number} is a {type(row).__name__}: {words}")
             rows.append(row)
-    return rows
+            lines.append(number)
+    return rows, lines
 
 
 def _parquet(path: Path) -> list[Row]:
