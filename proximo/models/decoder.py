@@ -30,6 +30,9 @@ LOWEST = -1e30  # what is added to the score of a key that is not seen; finite, 
 LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
 
 Map = Callable[[Tensor], Tensor]
+Attention = Callable[
+    [int, Tensor, Tensor, Tensor], Tensor
+]  # layer, q [N, H, M, D], k and v [N, G, M, D] -> [N, M, H·D]
 
 
 class Block(NamedTuple):
@@ -52,24 +55,6 @@ class Decoder(NamedTuple):
     head: Map  # [..., W] -> logits [..., V]
     scale: float  # of the scores
     saves_memory: bool  # whether layers are computed again for their gradients
-
-
-class Cache(NamedTuple):
-    """Keys and values of every layer, [L, N, G, S, D], written in place."""
-
-    keys: Tensor
-    values: Tensor
-
-    def write(self, layer: int, at: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Put keys and values [N, G, M, D] at this place; all until the end of its block."""
-        end = at + k.shape[2]
-        self.keys[layer, :, :, at:end] = k
-        self.values[layer, :, :, at:end] = v
-        return self.keys[layer, :, :, : ceil(end)], self.values[layer, :, :, : ceil(end)]
-
-    def take(self, lanes: Tensor) -> Cache:
-        """The cache of these lanes alone."""
-        return Cache(self.keys.index_select(1, lanes), self.values.index_select(1, lanes))
 
 
 def ceil(length: int) -> int:
@@ -183,11 +168,15 @@ def causal(live: Tensor) -> Tensor:
     return live[:, None, None] & torch.ones(length, length, dtype=torch.bool, device=live.device).tril()
 
 
-def hidden(decoder: Decoder, token: Tensor, position: Tensor, seen: Tensor, cache: Cache | None = None) -> Tensor:
+def hidden(
+    decoder: Decoder, token: Tensor, position: Tensor, seen: Tensor, split: int = 0, kept: list | None = None
+) -> Tensor:
     """What the last norm makes of whole sequences, [N, S, W], with gradients; `decoder.head` makes logits of it.
 
     `token` and `position` int64 [N, S]; `seen` bool [N or 1, 1, S, S], row: the token, column: what it attends to. The
-    numbers of a token that sees nothing mean nothing. `cache` [L, N, G, ceil(S), D] is filled where there is one.
+    numbers of a token that sees nothing mean nothing. `split` is where the prompts end and completions begin (their
+    first token, not their first prediction): a sum that `Cache` has in two parts is had in two parts there. Into the
+    list `kept` go keys and values of each layer, [N, G, ceil(S), D].
     """
     length = token.shape[1]
     more = ceil(length) - length
@@ -195,13 +184,17 @@ def hidden(decoder: Decoder, token: Tensor, position: Tensor, seen: Tensor, cach
         token, position = functional.pad(token, (0, more)), functional.pad(position, (0, more))
         seen = functional.pad(seen, (0, more, 0, more))
     bias = torch.zeros(seen.shape, device=token.device).masked_fill_(~seen, LOWEST)
-    return pass_through(decoder, token, position, bias, cache, 0)[:, :length]
+
+    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        if kept is not None:
+            kept.append((k, v))
+        return attend(q, k, v, bias, split)
+
+    return pass_through(decoder, token, position, attention)[:, :length]
 
 
-def pass_through(
-    decoder: Decoder, token: Tensor, position: Tensor, bias: Tensor, cache: Cache | None, at: int
-) -> Tensor:
-    """Tokens [N, M] that stand at `at` and after it -> [N, M, W]; `bias` [N or 1, 1, M, S] is added to the scores."""
+def pass_through(decoder: Decoder, token: Tensor, position: Tensor, attention: Attention) -> Tensor:
+    """Tokens [N, M] -> [N, M, W]."""
     x = decoder.embed(token, position)
     turn = decoder.rotary(x, position) if decoder.rotary else None
 
@@ -211,9 +204,7 @@ def pass_through(
         if turn is not None:
             q, k = (rotate(y, *turn).to(v.dtype) for y in (q, k))
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
-        if cache is not None:
-            k, v = cache.write(index, at, k, v)
-        x = x + block.out(attend(q * decoder.scale, k, v, bias))
+        x = x + block.out(attention(index, q * decoder.scale, k, v))
         return x + block.mlp(block.norm_mlp(x))
 
     for index in range(len(decoder.blocks)):
@@ -230,10 +221,10 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return x * cos[:, :, None] + torch.cat((-second, first), -1) * sin[:, :, None]
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
     """softmax(q kᵀ + bias) v of queries [N, H, M, D], already scaled, keys and values [N, G, S, D] -> [N, M, H·D].
 
-    H / G queries share a key (Ainslie et al. 2023, arXiv:2305.13245).
+    H / G queries share a key (Ainslie et al. 2023, arXiv:2305.13245). `bias` is [N or 1, 1, M, S].
     """
     lanes, heads, length, size = q.shape
     groups = k.shape[1]
@@ -246,10 +237,18 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     scores = matmul(q.reshape(lanes * groups, -1, size), k.transpose(1, 2))
     scores.view(lanes, groups, -1, length, k.shape[1]).add_(bias[:, :, None])
     share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    y = matmul(share[..., :CHUNK], v[:, :CHUNK])
-    for at in range(CHUNK, v.shape[1], CHUNK):
-        y = y + matmul(share[..., at : at + CHUNK], v[:, at : at + CHUNK])
+    y = weighted(share[..., :split], v[:, :split]) if split else None
+    y = weighted(share[..., split:], v[:, split:], y)
     return y.view(lanes, heads, length, size).transpose(1, 2).flatten(2)
+
+
+def weighted(share: Tensor, v: Tensor, y: Tensor | None = None) -> Tensor:
+    """[B, M, S] x [B, S, D] -> [B, M, D], `CHUNK` keys after `CHUNK` keys, added to `y` where there is one."""
+    for at in range(0, v.shape[1], CHUNK):
+        more = matmul(share[..., at : at + CHUNK], v[:, at : at + CHUNK])
+        y = more if y is None else y + more
+    assert y is not None
+    return y
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 from proximo.batch import Batch
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
 from proximo.rewards import Reward, scores
-from proximo.sources.generation import Completions, Generator, Sampling
+from proximo.sources.generation import Completions, Generator
+from proximo.sources.sampling import Sampling
 from proximo.sources.text.examples import Example
 from proximo.sources.text.loader import Loader
 from proximo.sources.text.padding import left

@@ -29,7 +29,8 @@ from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.run.ledger import Ledger
 from proximo.run.plan import Judge
 from proximo.run.run import Run, load_policy
-from proximo.sources.generation import Sampling, generator_named
+from proximo.sources.generation import generator_named
+from proximo.sources.sampling import Sampling
 from proximo.sources.text.loader import Loader
 from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import TokenSource

@@ -11,7 +11,8 @@ from proximo.models.language.reward import RewardModel
 from proximo.preferences import last_live
 from proximo.run.language.material import Words
 from proximo.run.seeding import borrowed_generators, seed_all
-from proximo.sources.generation import Generator, Sampling
+from proximo.sources.generation import Generator
+from proximo.sources.sampling import Sampling
 from proximo.sources.text.examples import ids
 from proximo.sources.text.padding import completions, left
 
