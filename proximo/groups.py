@@ -91,8 +91,11 @@ def drop_equal(batch: Batch) -> Batch:
 
 def share(batch: Batch, parts: int) -> Tensor:
     """Which of `parts` equal shares of its group a lane falls into: int64 [N], in turn, in the order of lanes."""
-    same = batch.group[0].unsqueeze(0) == batch.group[0].unsqueeze(1)
-    return same.tril(-1).sum(1) % parts
+    _, index, sizes = batch.group[0].unique(return_inverse=True, return_counts=True)
+    order = index.argsort(stable=True)  # group after group
+    before = (sizes.cumsum(0) - sizes)[index[order]]
+    place = torch.arange(len(index), device=index.device) - before
+    return torch.empty_like(index).scatter(0, order, place) % parts
 
 
 def _everywhere(batch: Batch, of_lane: Tensor) -> Batch:

@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from proximo.batch import Batch
-from proximo.objectives import Diagnostics, Term
+from proximo.objectives import Diagnostics, Term, per_lane
 from proximo.policy import Evaluation
 from proximo.reduce import over_time
-from proximo.sequences import per_lane
 
 
 def dpo(beta: float) -> Term:
