@@ -22,7 +22,7 @@ class Scores(NamedTuple):
     score: Tensor
     mean: Tensor
     std: Tensor  # unbiased
-    count: Tensor
+    size: Tensor  # live lanes of the group
     equal: Tensor  # bool: all of the group scored the same
 
 
@@ -36,18 +36,18 @@ def scores(batch: Batch) -> Scores:
         return groups.index_add(0, index, torch.where(live, x, 0))[index]
 
     def most(x: Tensor) -> Tensor:
-        return (groups - torch.inf).index_reduce(0, index, torch.where(live, x, -torch.inf), "amax")[index]
+        return (groups - torch.inf).scatter_reduce(0, index, torch.where(live, x, -torch.inf), "amax")[index]
 
-    count = total(torch.ones_like(score))
-    if (live & (count < 2)).any():
-        alone = batch.group[0][live & (count < 2)][0].item()
+    size = total(torch.ones_like(score))
+    if (live & (size < 2)).any():
+        alone = batch.group[0][live & (size < 2)][0].item()
         raise ConfigError(
             f"prompt {alone} of the collection has one completion alone, which nothing can be compared with: sample at "
             "least two for every prompt"
         )
-    mean = total(score) / count.clamp(min=1)
-    std = (total((score - mean).square()) / (count - 1).clamp(min=1)).sqrt()
-    return Scores(score, mean, std, count, live & (most(score) == -most(-score)))
+    mean = total(score) / size.clamp(min=1)
+    std = (total((score - mean).square()) / (size - 1).clamp(min=1)).sqrt()
+    return Scores(score, mean, std, size, live & (most(score) == -most(-score)))
 
 
 def group_relative(batch: Batch, std: bool = True) -> Batch:
@@ -70,7 +70,7 @@ def leave_one_out(batch: Batch) -> Batch:
     `advantage` [T, N], the same in all live rows of a lane. ConfigError for a group of one.
     """  # noqa: E501
     found = scores(batch)
-    return _everywhere(batch, (found.score - found.mean) * found.count / (found.count - 1).clamp(min=1))
+    return _everywhere(batch, (found.score - found.mean) * found.size / (found.size - 1).clamp(min=1))
 
 
 def centred(batch: Batch) -> Batch:
@@ -91,8 +91,11 @@ def drop_equal(batch: Batch) -> Batch:
 
 def share(batch: Batch, parts: int) -> Tensor:
     """Which of `parts` equal shares of its group a lane falls into: int64 [N], in turn, in the order of lanes."""
-    same = batch.group[0].unsqueeze(0) == batch.group[0].unsqueeze(1)
-    return same.tril(-1).sum(1) % parts
+    _, index, sizes = batch.group[0].unique(return_inverse=True, return_counts=True)
+    order = index.argsort(stable=True)  # group after group
+    before = (sizes.cumsum(0) - sizes)[index[order]]
+    place = torch.arange(len(index), device=index.device) - before
+    return torch.empty_like(index).scatter(0, order, place) % parts
 
 
 def _everywhere(batch: Batch, of_lane: Tensor) -> Batch:

@@ -17,7 +17,7 @@ from torch import Tensor
 from proximo.batch import Batch
 from proximo.coefficients import Coefficient, at
 from proximo.policy import Evaluation
-from proximo.reduce import Reducer, action_mean
+from proximo.reduce import Reducer, action_mean, lane_mean
 
 Diagnostics = dict[str, Tensor]
 Formula = Callable[[Evaluation, Batch], tuple[Tensor, Diagnostics]]
@@ -66,6 +66,19 @@ def per_action(name: str, formula: Formula, reduce: Reducer = action_mean) -> Te
         loss = reduce(loss, batch)
         with torch.no_grad():
             seen = {key: action_mean(value, batch) for key, value in diagnostics.items()}
+        return loss, {name: loss.detach()} | seen
+
+    return Term(compute)
+
+
+def per_lane(name: str, formula: Formula) -> Term:
+    """A Term from a formula that gives one loss per lane, [N], and diagnostics of that shape: means over live lanes."""
+
+    def compute(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
+        loss, diagnostics = formula(evaluation, batch)
+        loss = lane_mean(loss, batch)
+        with torch.no_grad():
+            seen = {key: lane_mean(value, batch) for key, value in diagnostics.items()}
         return loss, {name: loss.detach()} | seen
 
     return Term(compute)

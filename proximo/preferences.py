@@ -10,10 +10,9 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from proximo.batch import Batch
-from proximo.objectives import Diagnostics, Term
+from proximo.objectives import Diagnostics, Term, per_lane
 from proximo.policy import Evaluation
 from proximo.reduce import over_time
-from proximo.sequences import per_lane
 
 
 def dpo(beta: float) -> Term:
@@ -45,9 +44,9 @@ def ipo(beta: float) -> Term:
 
 
 def bradley_terry(centering: float = 0.0) -> Term:
-    """The loss of a reward model (Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1), whose reward is a last live value.
+    """A reward model's loss (Bradley & Terry 1952; Ouyang et al. 2022, arXiv:2203.02155, eq. 1).
 
-        −log σ(r_c − r_r − margin) + centering · (r_c + r_r)²
+        −log σ(r_c − r_r − margin) + centering · (r_c + r_r)²,   r the value of a side's last live row
 
     `margin` [T, N], a column that need not be there, is how far a pair should be apart (Llama 2, Touvron et al. 2023,
     arXiv:2307.09288, eq. 2), the same in all rows of a lane. Centering keeps rewards about zero, which the loss alone

@@ -2,27 +2,13 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from proximo.batch import Batch
 from proximo.coefficients import at
-from proximo.objectives import Diagnostics, Formula, Number, Term, log_ratio, per_action, pessimistic
+from proximo.objectives import Diagnostics, Number, Term, log_ratio, per_action, per_lane, pessimistic
 from proximo.policy import Evaluation
-from proximo.reduce import Reducer, action_mean, lane_mean, over_time
-
-
-def per_lane(name: str, formula: Formula) -> Term:
-    """A Term from a formula that gives one loss per lane, [N], and diagnostics of that shape: means over live lanes."""
-
-    def compute(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        loss, diagnostics = formula(evaluation, batch)
-        loss = lane_mean(loss, batch)
-        with torch.no_grad():
-            seen = {key: lane_mean(value, batch) for key, value in diagnostics.items()}
-        return loss, {name: loss.detach()} | seen
-
-    return Term(compute)
+from proximo.reduce import Reducer, action_mean, over_time
 
 
 def nll(reduce: Reducer = action_mean) -> Term:

@@ -48,11 +48,7 @@ def sgd(
     """
     optimizer.must_hold(policy)
     rows = batch.units()
-    if rows.unit_count() % minibatches:
-        what = "steps" if rows.mask.dim() == 1 else "sequences"
-        raise ConfigError(
-            f"minibatches is {minibatches}, into which {rows.unit_count()} {what} do not divide: choose a divisor"
-        )
+    must_divide(rows, minibatches)
     step = GradientStep(policy, optimizer, objective, prepare, max_grad_norm, micro)
     graph = graph_for(step, rows, minibatches)
     step, take = (step, partial(step.each, rows)) if graph is None else (graph.step, graph.on(rows))
@@ -75,6 +71,15 @@ def sgd(
         optimizer.restore(before)
         raise
     return dict(zip(step.names, reports.mean(0).unbind(), strict=True))
+
+
+def must_divide(rows: Batch, minibatches: int) -> None:
+    """ConfigError if the units of `rows` do not make as many equal minibatches."""
+    if rows.unit_count() % minibatches:
+        what = "steps" if rows.mask.dim() == 1 else "sequences"
+        raise ConfigError(
+            f"minibatches is {minibatches}, into which {rows.unit_count()} {what} do not divide: choose a divisor"
+        )
 
 
 @dataclass(frozen=True)

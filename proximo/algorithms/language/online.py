@@ -1,4 +1,4 @@
-"""What the Configs of algorithms that learn from the policy's own completions share: each extends what it uses."""
+"""What the Configs of algorithms share that learn from the policy's own completions."""
 
 from __future__ import annotations
 
@@ -62,14 +62,13 @@ class Referred(Online):
 
     def rewarded(self, batch: Batch, beta: float | None = None) -> Batch:
         """The batch, the KL in its rewards if it belongs there."""
-        weight = self.beta if beta is None else beta
-        return penalised(batch, weight) if self.beta and self.kl_in == "reward" else batch
+        counts = self.beta and self.kl_in == "reward"
+        return penalised(batch, self.beta if beta is None else beta) if counts else batch
 
     def near_reference(self, objective: Term, reduce: Reducer = action_mean, beta: Number | None = None) -> Term:
         """The objective, with the KL as a term if it belongs there."""
-        if not self.beta or self.kl_in == "reward":
-            return objective
-        return objective + (self.beta if beta is None else beta) * kl_ref(self.kl_estimator, self.kl_ratio, reduce)
+        kl = (self.beta if beta is None else beta) * kl_ref(self.kl_estimator, self.kl_ratio, reduce)
+        return objective + kl if self.beta and self.kl_in == "loss" else objective
 
 
 @dataclass(frozen=True)
