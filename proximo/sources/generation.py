@@ -231,6 +231,6 @@ def agreement(
 
 
 def generator_named(name: str, precision: str = "float32") -> Generator:
-    """"static": our own decoder, in this precision; "transformers": its generate."""
+    """ "static": our own decoder, in this precision; "transformers": its generate."""
     dtype = torch.bfloat16 if precision == "bfloat16" else None
     return generate if name == "transformers" else partial(decode, dtype=dtype)
