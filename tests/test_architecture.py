@@ -30,7 +30,7 @@ ORDER = [
     ("sources",),
     ("algorithms", "presets"),
     ("run",),
-    ("cli_language", "language"),
+    ("cli_language", "cli_train", "language"),
     ("cli",),
 ]
 LEVEL = {room: level for level, rooms in enumerate(ORDER) for room in rooms}

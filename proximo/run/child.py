@@ -18,9 +18,10 @@ from typing import IO
 
 from proximo.errors import CheckpointError, ProximoError
 from proximo.run import checkpoint, folder
-from proximo.run.config import Resolved, as_float
+from proximo.run.config import Resolved
 from proximo.run.ledger import beyond
 from proximo.run.seeds_panel import Row
+from proximo.run.settings import as_float
 
 SAID = 2**14  # bytes; the end of what a failed run said
 ASKED = (128 + signal.SIGINT, 128 + signal.SIGTERM, -signal.SIGINT, -signal.SIGTERM)  # ends of a run asked to stop

@@ -13,7 +13,7 @@ from proximo.run.language.plan import LanguageRun
 from proximo.sources.text.examples import Example, digest, eos_id, examples, limited, pad_id
 from proximo.sources.text.formats import texts
 from proximo.sources.text.loader import held_out
-from proximo.sources.text.reading import Table, read
+from proximo.sources.text.reading import read
 
 FORMATS = {"completions": "prompts", "texts": "completions", "pairs": "pairs"}  # of what an algorithm learns from
 Say = Callable[[str], object]
@@ -55,8 +55,7 @@ def material(data: Any, kind: str, words: Words, run: LanguageRun, context: int 
 
     Raises ConfigError for a data set without what is needed, and for texts that do not fit.
     """
-    table = read(data)
-    parts = [Table(table.name, part) for part in held_out(table.rows, run.held_out, run.seed)]
+    parts = held_out(read(data), run.held_out, run.seed)
     learned, held = (examples(texts(part, FORMATS[kind], words.tokenizer), words.tokenizer) for part in parts)
     longest = room(run, context)
     learned, held = (limited(part, longest, run.max_tokens, run.too_long, say) for part in (learned, held))

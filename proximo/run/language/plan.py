@@ -11,7 +11,7 @@ from proximo.batch import Batch
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.language.build import CriticKind
-from proximo.run.config import built
+from proximo.run.settings import built
 
 RETURNS = {
     "completions": "reward of a completion",

@@ -14,7 +14,6 @@ from proximo.errors import ConfigError, RunFolderError
 from proximo.models.language.hub import folder_of
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
-from proximo.run.config import built
 from proximo.run.drive import bring_back, drive
 from proximo.run.language.build import LanguageTrain, build, policy_of, resolved
 from proximo.run.language.material import words_of
@@ -23,6 +22,7 @@ from proximo.run.language.speaker import Speaker
 from proximo.run.machine import threads
 from proximo.run.run import load_policy, save
 from proximo.run.seeding import borrowed_generators, seed_all
+from proximo.run.settings import built
 from proximo.sources.generation import generator_named
 
 MODEL = "model"  # in a run's folder: the model as transformers reads it
