@@ -259,6 +259,8 @@ def test_bos_is_where_the_tokenizer_puts_it_and_never_within(bos: bool) -> None:
     words, first = tokenizer(bos=bos), ("<s> " if bos else "")
     assert said("completions", [{"prompt": "a", "completion": " b"}], words) == [(f"{first}a", "b </s>")]
     assert said("completions", [{"text": "a b"}], words) == [("<s>", "a b </s>")]
+    if not bos:  # a text that brings its own
+        assert said("completions", [{"text": "<s> a"}], words) == [("<s>", "a </s>")]
     row = {"prompt": [USER], "completion": [REPLY]}  # the template writes its own, and here none
     assert said("completions", [row], words) == [("<user> a <assistant>", "b </s>")]
 

@@ -89,6 +89,8 @@ def test_penalties() -> None:
     assert told(overlong(10, 4), lengths) == [0, -0.5, -1]
     assert told(missing_eos(constant(3, 4, 5))) == [3, -1, 5]  # in its place, not added to it
     assert told(missing_eos(constant(3, 4, 5), -7)) == [3, -7, 5]
+    knows = missing_eos(lambda prompts, completions, ended: [float(each) for each in ended])
+    assert told(knows) == [1, -1, 1]
     for cache in (0, 11):
         with pytest.raises(ConfigError, match=f"cache is {cache}"):
             overlong(10, cache)
