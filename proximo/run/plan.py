@@ -86,5 +86,11 @@ Judge = Callable[[Callable[[], bool]], Rating | None]  # asked whether to stop; 
 
 
 def rounded(score: float) -> str:
-    """A number for people: three digits behind the point where it is small, one where it is not, none where large."""
-    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}" if abs(score) < 10_000 else f"{score:,.0f}"
+    """A number for people: fewer digits behind the point, the larger it is."""
+    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}" if abs(score) < 1000 else f"{score:,.0f}"
+
+
+def with_deviation(rating: Rating) -> str:
+    """The mean of an evaluation and the deviation, with as many digits as each other."""
+    digits = 3 if max(abs(rating.mean), rating.std) < 10 else 1
+    return f"{rating.mean:.{digits}f} ± {rating.std:.{digits}f}"
