@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -80,6 +81,13 @@ class Rating(Protocol):
     @property
     def std(self) -> float: ...
     def row(self) -> dict[str, Any]: ...
+
+
+class Watching(Protocol):
+    """Looks at what was just logged in a run's folder; says what is amiss that was not before."""
+
+    def updated(self, folder: Path, row: dict[str, Any]) -> list[str]: ...
+    def evaluated(self, folder: Path, row: dict[str, Any]) -> list[str]: ...
 
 
 Judge = Callable[[Callable[[], bool]], Rating | None]  # asked whether to stop; None where it was

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from proximo.batch import Batch
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
+from proximo.reduce import masked_mean
 from proximo.rewards import Reward, scores
 from proximo.sources.generation import Completions, Generator
 from proximo.sources.sampling import Sampling
@@ -151,6 +152,7 @@ class Completed:
             "length_mean": length.mean().item(),
             "ended": batch.ended.any(0).float().mean().item(),
             "repetition": repetition(batch).item(),
+            "entropy": masked_mean(-batch.logp, batch.mask).item(),
         }
         if "ref_logp" in vars(batch):
             drift = torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
@@ -158,7 +160,8 @@ class Completed:
 
     def metrics(self) -> dict[str, float | int | None]:
         """episodes (completions) and tokens so far; of the last collection: return_mean, return_std (scores),
-        length_mean, ended (share with an EOS), repetition, kl_ref (nats a sequence)."""
+        length_mean, ended (share with an EOS), repetition, entropy (its estimate −log π, nats a token), kl_ref (nats a
+        sequence)."""
         none: dict[str, float | int | None] = dict.fromkeys(("return_mean", "length_mean"))
         return {"episodes": int(self.count), "tokens": int(self.tokens), **none, **self.last}
 
