@@ -34,6 +34,10 @@ class EnvFailure(ProximoError, RuntimeError):
     """An environment that raised, or broke the interface it promised."""
 
 
+class GenerationError(ProximoError, RuntimeError):
+    """An engine that did not complete the prompts it was given."""
+
+
 class MissingExtra(ProximoError, ImportError):
     """An optional dependency that is not installed."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from proximo.models.decoder import LOWEST, ceil, matmul, weighted
+from proximo.decoder.transformer import LOWEST, ceil, matmul, weighted
 
 Layers = list[tuple[Tensor, Tensor]]  # keys and values of each layer
 
@@ -14,7 +14,7 @@ class Cache:
     """Keys and values of R rows, each the continuation of one of n prompts, written in place.
 
     A prompt's are there once, and the queries of all rows that continue it are multiplied with them at once
-    (Juravsky et al. 2024, arXiv:2402.05099). What is summed, and in which order, is what `decoder.attend` sums over
+    (Juravsky et al. 2024, arXiv:2402.05099). What is summed, and in which order, is what `transformer.attend` sums over
     the whole sequence with `split` at the prompt's end.
     """
 

@@ -88,7 +88,7 @@ def read(model: nn.Module, dtype: torch.dtype | None = None) -> Decoder:
     return (gpt2 if type(base).__name__ == "GPT2LMHeadModel" else llama)(base, lambda module: affine(module, dtype))
 
 
-def affine(module: nn.Module, dtype: torch.dtype | None) -> Map:
+def affine(module: Any, dtype: torch.dtype | None) -> Map:
     """A projection of transformers as a function; an adapter, or whatever else is in its place, as it is."""
     transposed = type(module).__name__ == "Conv1D"
     if type(module) is not nn.Linear and not transposed:
