@@ -49,8 +49,8 @@ class LanguageRun:
     """What becomes of a longer prompt; truncate cuts it from the left."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, while sampling and while learning."""
-    generator: Literal["static", "transformers"] = "static"
-    """Who samples: our decoder with a static cache, or transformers' generate."""
+    generator: Literal["static", "transformers", "continuous"] = "static"
+    """Who samples: our decoder with a static cache, transformers' generate, or its continuous batching."""
     rewards: tuple[str, ...] = ()
     """What completions are worth: built-in rewards by name, as name or name=weight; summed."""
     reward_model: str | None = None
