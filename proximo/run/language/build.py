@@ -108,7 +108,7 @@ def source_of(
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
         worth, gold = reward_of(run, words, given.reward), gold_of(run, given.gold)
-        numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs
+        numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs, run.resample
         source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
         return source, completing(source, policy, held, run.seed, gold)
     if given != Given() or run.rewards or run.reward_model or run.gold:

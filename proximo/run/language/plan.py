@@ -41,6 +41,8 @@ class LanguageRun:
     """Examples of an update: prompts, pairs or texts."""
     group: int | None = None
     """Completions of each prompt; None: 8 where the algorithm compares them with each other (GRPO, RLOO, …), else 1."""
+    resample: int = 0
+    """How often prompts whose completions all scored alike, and so teach nothing, are exchanged for others (DAPO)."""
     max_prompt: int | None = None
     """Longest prompt, tokens; None takes what the model's context leaves."""
     max_tokens: int = 128
@@ -106,7 +108,7 @@ class LanguageRun:
 
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "batch", "max_tokens", "checkpoint_every", "eval_prompts"))
-        check(self, not_negative=("seed", "eval_every", "threads"), positive=("temperature",))
+        check(self, not_negative=("seed", "eval_every", "threads", "resample"), positive=("temperature",))
         for name in ("group", "max_prompt", "lora", "pack", "at_once"):
             if getattr(self, name) is not None:
                 check(self, at_least_one=(name,))
