@@ -80,8 +80,7 @@ def test_groups_that_scored_alike_are_exchanged_and_nothing_else_changes() -> No
 
 def test_repetition_is_of_pairs_of_tokens() -> None:
     policy = LanguagePolicy(tiny.llama())
-    batch = made(1, 4, 9, 1, 0, policy)
-    everywhere = torch.ones(8, 1, dtype=torch.bool)
-    again = batch.replace(action=torch.tensor([[4, 5] * 4]).T, mask=everywhere)
+    batch = made(1, 4, 9, 2, 0, policy)
+    again = batch.replace(action=torch.tensor([[4, 5] * 4] * 2).T, mask=torch.ones(8, 2, dtype=torch.bool))
     assert repetition(again) == 1
-    assert repetition(again.replace(action=torch.arange(8).unsqueeze(1))) == 0
+    assert repetition(again.replace(action=torch.arange(8).unsqueeze(1).expand(8, 2))) == 0
