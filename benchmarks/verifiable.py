@@ -157,7 +157,7 @@ def write_table(path: Path) -> None:
         "",
         f"{rows[0]['machine']}; {', '.join(f'{k} {v}' for k, v in rows[0]['versions'].items())}. A Llama of three "
         f"layers, 64 wide. {COMMON['steps']} updates of {COMMON['batch']} prompts × 8 completions; reward 1 for the "
-        "right answer, else 0. Shares of right answers, drawn at temperature 1: before on training prompts, after on 200 "
+        "right answer, else 0. Shares of right ones, drawn at temperature 1: before on training prompts, after on 200 "
         f"held-out ones; mean ± standard deviation over {len(seeds)} seeds{' (pilot)' if len(seeds) < 10 else ''}.",
         "",
         "    python benchmarks/verifiable.py",
