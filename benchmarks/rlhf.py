@@ -1,0 +1,321 @@
+"""The whole RLHF pipeline on real text, and what becomes of a reward that is optimised too long.
+
+    python benchmarks/rlhf.py [--seeds 1] [--threads 1] [--work runs/rlhf] [--results benchmarks/results]
+    python benchmarks/rlhf.py --table
+
+A small Llama learns the sentences of Python's own documentation (SFT). A gold reward that is hidden from all learners
+prefers some of its completions to others; a reward model learns from a few hundred such pairs, and PPO, best-of-n and
+DPO learn from it or from them. Gold then says what they are worth. A step that is done is not done again, unless its
+settings changed: results are kept in rlhf.json as they come. `--table` writes rlhf.md and the pictures from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from machine import machine, versions
+from rlhf_gold import base, cut, digest, gold, sentences
+
+from proximo import language
+from proximo.run.files import replace_durably
+from proximo.run.folder import read_rows
+from proximo.run.language.build import reward_model
+from proximo.run.language.judge import drift_of
+from proximo.run.language.speaker import ModelReward
+from proximo.sources.sampling import Sampling
+from proximo.sources.text.examples import Example, ids
+from proximo.sources.text.loader import Loader
+from proximo.sources.tokens import TokenSource
+
+Row = dict[str, Any]
+PLACE = ("step", "seed")
+LENGTH, TESTED = 32, 128  # tokens of a completion; sentences that nobody learns from
+SHARP = 2.0  # how sure the one who prefers is: P(a over b) = σ(SHARP · difference of gold, deviations of SFT's)
+JUDGED = 256  # completions that a policy is judged by
+TRAINING: dict[str, Any] = dict(max_tokens=LENGTH, too_long="drop", eval_every=0, checkpoint_every=10**9, device="cpu")
+SFT: dict[str, Any] = dict(steps=400, batch=32, lr=3e-3, whole_text=True)
+PAIRS, HELD = 400, 500  # that the reward model and DPO learn from; that the reward model is judged by
+REWARD: dict[str, Any] = dict(steps=50, batch=16, lr=5e-4)
+PPO: dict[str, Any] = dict(batch=48, lr=2e-4, epochs=2, minibatches=2, anneal_lr=False)
+RUNS: dict[str, dict[str, Any]] = {
+    "ppo loose": PPO | dict(steps=200, beta=0.01),
+    "ppo led": PPO | dict(steps=120, beta=0.1, target_kl=4.0, kl_horizon=200),
+    "dpo 0.3": dict(steps=50, batch=16, lr=3e-4, beta=0.3),
+    "dpo 0.1": dict(steps=50, batch=16, lr=3e-4, beta=0.1),
+    "dpo 0.03": dict(steps=50, batch=16, lr=3e-4, beta=0.03),
+}
+BEST, ASKED = 64, 48  # completions of each prompt that best-of-n chooses from; prompts
+STEPS = ("sft", "pairs", "reward", *RUNS, "best of n")
+
+
+class Context(NamedTuple):
+    """What all steps of a seed share."""
+
+    seed: int
+    threads: int
+    work: Path
+    rows: list[Row]
+
+    @property
+    def folder(self) -> Path:
+        return self.work / f"seed-{self.seed}"
+
+    def of(self, step: str) -> Row:
+        return next(row for row in self.rows if row["step"] == step and row["seed"] == self.seed)
+
+    def told(self, step: str) -> Path:
+        return self.folder / step.replace(" ", "-")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--work", type=Path, default=Path("runs/rlhf"))
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args()
+    path = args.results / "rlhf.json"
+    if not args.table:
+        torch.set_num_threads(args.threads)
+        for seed in range(args.seeds):
+            for step in STEPS:
+                take(step, Context(seed, args.threads, args.work, read(path)), path)
+    from rlhf_table import draw, table
+
+    rows = read(path)
+    path.with_suffix(".md").write_text(table(rows))
+    draw(rows, args.results)
+
+
+def take(step: str, c: Context, path: Path) -> None:
+    """One step, unless it is done with the settings as they are now, and those before it with theirs."""
+    settings = json.loads(json.dumps({"text": digest(), **asked(step)}))
+    if any((row["step"], row["seed"], row["settings"]) == (step, c.seed, settings) for row in c.rows):
+        return
+    shutil.rmtree(c.told(step), ignore_errors=True)
+    begin = time.perf_counter()
+    found = work_of(step)(step, c)
+    row: Row = {"step": step, "seed": c.seed, **found, "seconds": round(time.perf_counter() - begin, 1)}
+    row |= {"settings": settings, "command": " ".join(["python benchmarks/rlhf.py", *sys.argv[1:]])}
+    row |= {"machine": machine(), "versions": versions("proximo", "torch", "transformers", "tokenizers", "numpy")}
+    rows = [old for old in c.rows if any(old[name] != row[name] for name in PLACE)] + [row]
+    rows.sort(key=lambda old: (old["seed"], STEPS.index(old["step"])))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_durably(path, ("[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n").encode())
+    shown = {name: value for name, value in found.items() if isinstance(value, float | int)}
+    told = ", ".join(f"{name} {value:.3g}" for name, value in shown.items())
+    print(f"{time.strftime('%H:%M:%S')} seed {c.seed}, {step}: {told}, {row['seconds']:.0f} s", flush=True)
+
+
+def asked(step: str) -> Row:
+    """All settings that a step's result follows from."""
+    found: Row = {"sft": SFT}
+    if step != "sft":
+        found |= {"pairs": [PAIRS, HELD, SHARP]}
+    if step not in ("sft", "pairs"):
+        found |= {"reward": REWARD, "judged": JUDGED}
+    return found | ({"best": [BEST, ASKED]} if step == "best of n" else {"run": RUNS.get(step)})
+
+
+def work_of(step: str) -> Callable[[str, Context], Row]:
+    return {"sft": sft, "pairs": pairs, "reward": reward, "best of n": best_of_n}.get(step, learned)
+
+
+def learning() -> list[dict[str, str]]:
+    """The sentences that are learned from, cut; those after them are for judging alone."""
+    return [cut(each) for each in shuffled()[:-TESTED]]
+
+
+def testing() -> list[str]:
+    return [cut(each)["prompt"] for each in shuffled()[-TESTED:]]
+
+
+def shuffled() -> list[str]:
+    found = sentences()
+    return [found[i] for i in np.random.default_rng(0).permutation(len(found))]
+
+
+def sft(step: str, c: Context) -> Row:
+    """The model that all else begins with."""
+    parameters = base(c.folder / "base", c.seed)
+    run = language.train(
+        c.folder / "base", learning(), "sft", out=c.told(step), quiet=True, seed=c.seed, threads=c.threads,
+        **TRAINING | {"max_tokens": 64} | SFT,
+    )  # fmt: skip
+    assert run.score is not None
+    return {"parameters": parameters, "sentences": len(learning()), "loss": run.score.row()["loss"]}
+
+
+class Sampled(NamedTuple):
+    """Completions, N of them, and what is known of each."""
+
+    prompts: list[str]
+    texts: list[str]
+    proxy: np.ndarray
+    kl: np.ndarray  # Σ log π − log π_ref, nats; nought where there is no reference
+    length: np.ndarray
+    ended: np.ndarray
+
+    @property
+    def gold(self) -> np.ndarray:
+        return np.array(gold(self.prompts, self.texts))
+
+
+def sampled(run: Path, prompts: list[str], each: int, seed: int, proxy: Path | None = None) -> Sampled:
+    """So many completions of each prompt, by the model of a run; with what a reward model says of them."""
+    speaker = language.load(run)
+    words = speaker.words
+    judge: Any = nothing if proxy is None else ModelReward(*reward_model(proxy), words.tokenizer)
+    asked = [Example(ids(*speaker.tokens(prompt)), (), prompt, {}) for prompt in prompts]
+    sampling = Sampling(LENGTH, eos=(words.eos,), pad=words.pad)
+    source = TokenSource(Loader(asked, 0), speaker.generator, sampling, judge, words.decode, len(asked), each, 256)
+    torch.manual_seed(seed)
+    parts = []
+    for i in range(0, len(asked), max(1, 512 // each)):
+        some = asked[i : i + max(1, 512 // each)]
+        batch, texts = source.rewarded(speaker.policy, some, each)
+        numbers = (batch.reward.sum(0), drift_of(batch), batch.mask.sum(0), batch.ended.any(0))
+        parts.append((texts, *(x.numpy() for x in numbers)))
+    texts, *numbers = zip(*parts, strict=True)
+    again = [prompt for prompt in prompts for _ in range(each)]
+    return Sampled(again, [text for part in texts for text in part], *(np.concatenate(x) for x in numbers))
+
+
+def nothing(prompts: list[str], completions: list[str]) -> list[float]:
+    return [0.0] * len(prompts)
+
+
+def pairs(step: str, c: Context) -> Row:
+    """Preferences between SFT's own completions, by Bradley and Terry from gold; half of a pair was drawn from each."""
+    prompts = [each["prompt"] for each in learning()][: PAIRS + HELD]
+    prompts += prompts[: PAIRS + HELD - len(prompts)]
+    both = sampled(c.told("sft"), prompts, 2, 1000 + c.seed)
+    scores, random = both.gold.reshape(-1, 2), np.random.default_rng(c.seed)
+    mean, deviation = scores.mean(), scores.std()
+    difference = SHARP * (scores[:, 0] - scores[:, 1]) / deviation
+    first = random.random(len(prompts)) < 1 / (1 + np.exp(-difference))
+    found = []
+    for i, (prompt, better) in enumerate(zip(prompts, first, strict=True)):
+        one, other = both.texts[2 * i : 2 * i + 2]
+        pair = (one, other) if better else (other, one)
+        if one.strip() and other.strip() and one != other:
+            found.append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
+    c.told(step).mkdir(parents=True)
+    learned, held = found[:PAIRS], found[PAIRS:]
+    for name, some in (("learned", learned), ("held", held)):
+        (c.told(step) / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in some))
+    return {
+        "pairs": len(learned), "held": len(held), "ceiling": right(held, gold), "mean": float(mean),
+        "deviation": float(deviation), "sentences": float(np.mean([gold([""], [cut(s)["completion"]]) for s in
+        shuffled()[-TESTED:]])), "ended": float(both.ended.mean()), "length": float(both.length.mean()),
+    }  # fmt: skip
+
+
+def lines(path: Path) -> list[dict[str, str]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def right(held: list[dict[str, str]], judge: Callable[[list[str], list[str]], Any]) -> float:
+    """The share of pairs whose chosen completion a judge finds better."""
+    prompts = [pair["prompt"] for pair in held]
+    chosen, rejected = (np.array(judge(prompts, [pair[side] for pair in held])) for side in ("chosen", "rejected"))
+    return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
+
+
+def reward(step: str, c: Context) -> Row:
+    """The reward model, and how it tells pairs apart that it did not learn from."""
+    run = language.train(
+        c.told("sft"), c.told("pairs") / "learned.jsonl", "reward", out=c.told(step), quiet=True, seed=c.seed,
+        threads=c.threads, **TRAINING | REWARD,
+    )  # fmt: skip
+    model, words = reward_model(run.folder)
+    judge = ModelReward(model, words, words.tokenizer)
+
+    def scored(prompts: list[str], texts: list[str]) -> list[float]:
+        asked = [words.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        return judge.scores(asked, [judge.answer(text, True) for text in texts])
+
+    learned_from, held = (lines(c.told("pairs") / f"{name}.jsonl") for name in ("learned", "held"))
+    seen = sampled(c.told("sft"), testing(), JUDGED // TESTED, 2000 + c.seed, run.folder)
+    return {
+        "accuracy": right(held, scored), "ceiling": right(held, gold), "accuracy_learned": right(learned_from, scored),
+        "mean": float(seen.proxy.mean()), "deviation": float(seen.proxy.std()),
+        "correlation": float(np.corrcoef(seen.proxy, seen.gold)[0, 1]),
+    }  # fmt: skip
+
+
+def units(c: Context, gold: np.ndarray, proxy: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Gold and proxy in deviations of SFT's completions from their mean."""
+    real, learned = c.of("pairs"), c.of("reward")
+    return (gold - real["mean"]) / real["deviation"], (proxy - learned["mean"]) / learned["deviation"]
+
+
+def best_of_n(step: str, c: Context) -> Row:
+    """Gold and proxy of the best of n, without bias for all n at once: of m completions in the order of their proxy
+    the i-th is the best of n that are drawn from them with probability C(i − 1, n − 1) / C(m, n)."""
+    found = sampled(c.told("sft"), testing()[:ASKED], BEST, 3000 + c.seed, c.told("reward"))
+    real, learned = (x.reshape(ASKED, BEST) for x in units(c, found.gold, found.proxy))
+    order = learned.argsort(1)
+    real, learned = (np.take_along_axis(x, order, 1) for x in (real, learned))
+    curve = []
+    for n in (2**i for i in range(int(math.log2(BEST)) + 1)):
+        weight = np.array([math.comb(i, n - 1) / math.comb(BEST, n) for i in range(BEST)])
+        means = real @ weight, learned @ weight
+        errors = [float(x.std(ddof=1) / math.sqrt(ASKED)) for x in means]
+        row = {"n": n, "kl": math.log(n) - (n - 1) / n, "gold": float(means[0].mean()), "gold_error": errors[0]}
+        curve.append(row | {"proxy": float(means[1].mean()), "proxy_error": errors[1]})
+    return {"curve": curve}
+
+
+def learned(step: str, c: Context) -> Row:
+    """A policy by PPO or DPO, judged on sentences that nobody learned from; PPO's whole way too."""
+    algo, settings = step.split()[0], TRAINING | RUNS[step]
+    common: dict[str, Any] = dict(out=c.told(step), quiet=True, seed=c.seed, threads=c.threads, **settings)
+    curve: list[Row] = []
+    if algo == "dpo":
+        language.train(c.told("sft"), c.told("pairs") / "learned.jsonl", "dpo", **common)
+    else:
+        seen: list[float] = []
+
+        def watched(prompts: list[str], completions: list[str]) -> list[float]:
+            seen.append(float(np.mean(gold(prompts, completions))))
+            return [0.0] * len(prompts)  # gold is looked at, and not learned from
+
+        prompts = [{"prompt": each["prompt"]} for each in learning()]
+        proxy = str(c.told("reward"))
+        run = language.train(c.told("sft"), prompts, "ppo", reward=watched, reward_model=proxy, **common)
+        rows = read_rows(run.folder / "metrics.jsonl")
+        real, judged = units(c, np.array(seen[: len(rows)]), np.array([row["return_mean"] for row in rows]))
+        for row, g, p in zip(rows, real, judged, strict=True):
+            told = {name: row[name] for name in ("update", "beta", "length_mean", "ended", "repetition", "entropy")
+                    if name in row}  # fmt: skip
+            curve.append({**told, "kl": row["sequence_kl"], "gold": float(g), "proxy": float(p)})
+    return {**judged_by(step, c), "curve": curve}
+
+
+def judged_by(step: str, c: Context) -> Row:
+    """Gold, proxy and KL of a policy, each with its standard error, and three of its completions."""
+    found = sampled(c.told(step), testing(), JUDGED // TESTED, 4000 + c.seed, c.told("reward"))
+    row: Row = {"length": float(found.length.mean()), "ended": float(found.ended.mean())}
+    for name, x in zip(("gold", "proxy", "kl"), (*units(c, found.gold, found.proxy), found.kl), strict=True):
+        row |= {name: float(x.mean()), f"{name}_error": float(x.std(ddof=1) / math.sqrt(len(x)))}
+    return row | {"samples": [a + "…" + b for a, b in zip(found.prompts[:8:2], found.texts[:8:2], strict=True)]}
+
+
+def read(path: Path) -> list[Row]:
+    return json.loads(path.read_text()) if path.exists() else []
+
+
+if __name__ == "__main__":
+    main()
