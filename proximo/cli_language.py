@@ -31,7 +31,7 @@ def train_verb(algo: str) -> Callable[..., LanguageTrain]:
         run: Annotated[LanguageRun, Inline] = LanguageRun(),  # noqa: B008
         algorithm: Annotated[config_class, Inline] = config_class(),  # type: ignore[valid-type]  # noqa: B008
     ) -> LanguageTrain:
-        return session.begin(LanguagePlan(algo, model, data, run, algorithm), data, None, out, quiet)
+        return session.begin(LanguagePlan(algo, model, data, run, algorithm), data, out=out, quiet=quiet)
 
     train.__doc__ = f"""{(LANGUAGE[algo].__doc__ or "").strip()}
 

@@ -38,6 +38,10 @@ class RewardError(ProximoError, RuntimeError):
     """A reward function that raised, or returned what is no score of each completion."""
 
 
+class GenerationError(ProximoError, RuntimeError):
+    """An engine that did not complete the prompts it was given."""
+
+
 class MissingExtra(ProximoError, ImportError):
     """An optional dependency that is not installed."""
 

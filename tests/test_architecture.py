@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rooms that stand before it in this order, and from itself.
 ORDER = [
     ("errors", "kernels", "replay"),
-    ("batch", "observations", "checks", "compiler", "rewards"),
+    ("batch", "observations", "checks", "compiler", "decoder", "rewards"),
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "drift", "groups", "objectives", "plasticity"),
     ("critics", "preferences", "reference", "sequences"),

@@ -69,8 +69,8 @@ def test_train_says_what_it_chose(env: str, preset: str, backend: str, command: 
     assert done.code == 0, done.err
     assert f"preset {preset} (fits the environment): {PRESETS[preset].source}\n" in done.err
     assert re.search(rf"^backend {backend}: \w.*\ndevice (cpu|cuda): \w", done.err, re.MULTILINE)
-    assert re.search(r"^evaluation: -?\d+\.\d ± \d+\.\d over 1 episodes$", done.err, re.MULTILINE)
-    assert re.search(r"^score +-?\d+\.\d ± \d+\.\d over 1 episodes$", done.out, re.MULTILINE)
+    assert re.search(r"^evaluation: -?\d+\.\d+ ± \d+\.\d+ over 1 episodes$", done.err, re.MULTILINE)
+    assert re.search(r"^score +-?\d+\.\d+ ± \d+\.\d+ over 1 episodes$", done.out, re.MULTILINE)
     assert f"folder {tmp_path / 'run'}\n" in done.out
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert (config["env"], config["algo"], config["preset"]) == (env, "ppo", preset)

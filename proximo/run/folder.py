@@ -23,6 +23,7 @@ from proximo.run.plan import Plan
 LOG_LIMIT = 2**30  # bytes
 TAIL = 2**14  # bytes; far more than a row of metrics
 CONFIG, METRICS, EVALS, DRIFT, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "drift.jsonl", "curve.png"
+ALARMS = "alarms.jsonl"
 
 
 def new_folder(out: str | Path | None, config: Resolved | LanguagePlan, seeds: Sequence[int] = ()) -> Path:
@@ -156,7 +157,7 @@ def last_row(path: Path) -> dict[str, Any] | None:
 
 def rewind(path: Path, step: int) -> None:
     """Drop what was logged after `step`: a resumed run will log it again."""
-    for name in (METRICS, EVALS, DRIFT):
+    for name in (METRICS, EVALS, DRIFT, ALARMS):
         if not os.path.lexists(path / name):
             continue
         kept = [row for row in read_rows(path / name) if row["step"] <= step]

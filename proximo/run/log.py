@@ -11,7 +11,7 @@ from typing import IO, Any, cast
 
 from proximo.errors import RunFolderError
 from proximo.run.events import EventFile
-from proximo.run.folder import DRIFT, EVALS, METRICS
+from proximo.run.folder import ALARMS, DRIFT, EVALS, METRICS
 
 
 class RunLog:
@@ -43,6 +43,11 @@ class RunLog:
             if self.drift_file is None:
                 self.drift_file = (self.folder / DRIFT).open("a", buffering=1)
             self.drift_file.write(json.dumps({name: finite(value) for name, value in row.items()}) + "\n")
+
+    def alarm(self, row: dict[str, Any]) -> None:
+        """Write down what was amiss; the file is there in runs where something was."""
+        with self.writing(), (self.folder / ALARMS).open("a") as file:
+            file.write(json.dumps(row) + "\n")
 
     def show(self, group: str, step: int, row: dict[str, Any]) -> None:
         """Numbers for TensorBoard, all in one event."""

@@ -98,6 +98,15 @@ def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], se
     place = {"step": run.step, "update": run.update, "seconds": run.seconds, "steps_per_second": steps / seconds}
     run.metrics = log.metrics({**place, **run.source.episodes.metrics(), **learned})
     reporter.update(run.metrics)
+    if run.watch is not None:
+        alarmed(log, reporter, run.step, run.watch.updated(run.folder, run.metrics))
+
+
+def alarmed(log: RunLog, reporter: Reporter, step: int, alarms: list[str]) -> None:
+    """Tell of alarms, and write them down."""
+    for text in alarms:
+        reporter.say(text)
+        log.alarm({"step": step, "alarm": text})
 
 
 def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -> None:
@@ -106,5 +115,8 @@ def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -
     if score is None:
         return
     run.score = score
-    log.evaluation({"step": run.step, **score.row()})
+    row = {"step": run.step, **score.row()}
+    log.evaluation(row)
     reporter.evaluation(score)
+    if run.watch is not None:
+        alarmed(log, reporter, run.step, run.watch.evaluated(run.folder, row))

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from proximo.run.plan import Rating, rounded
+from proximo.run.plan import Rating, with_deviation
 
 Shown = tuple[tuple[str, str, str], ...]  # label, metric, format
 LEARNING: Shown = (
@@ -84,7 +84,7 @@ class Lines:
         self.say(f"{metrics['step']:,} of {self.total:,} {self.unit.split()[-1]} | {' | '.join(parts)}")
 
     def evaluation(self, score: Rating) -> None:
-        self.say(f"evaluation: {rounded(score.mean)} ± {rounded(score.std)} over {len(score.returns)} episodes")
+        self.say(f"evaluation: {with_deviation(score)} over {len(score.returns)} episodes")
 
     def close(self, done: bool) -> None: ...
 
@@ -115,7 +115,7 @@ class LivePanel:
         self.bar.update(self.task, completed=metrics["step"])
 
     def evaluation(self, score: Rating) -> None:
-        self.score = f"{rounded(score.mean)} ± {rounded(score.std)}"
+        self.score = with_deviation(score)
 
     def close(self, done: bool) -> None:
         if done:  # what is left is less than a rollout

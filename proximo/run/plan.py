@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -82,9 +83,22 @@ class Rating(Protocol):
     def row(self) -> dict[str, Any]: ...
 
 
+class Watching(Protocol):
+    """Looks at what was just logged in a run's folder; says what is amiss that was not before."""
+
+    def updated(self, folder: Path, row: dict[str, Any]) -> list[str]: ...
+    def evaluated(self, folder: Path, row: dict[str, Any]) -> list[str]: ...
+
+
 Judge = Callable[[Callable[[], bool]], Rating | None]  # asked whether to stop; None where it was
 
 
 def rounded(score: float) -> str:
-    """A number for people: three digits behind the point where it is small, one where it is not, none where large."""
-    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}" if abs(score) < 10_000 else f"{score:,.0f}"
+    """A number for people: fewer digits behind the point, the larger it is."""
+    return f"{score:.3f}" if abs(score) < 10 else f"{score:.1f}" if abs(score) < 1000 else f"{score:,.0f}"
+
+
+def with_deviation(rating: Rating) -> str:
+    """The mean of an evaluation and the deviation, with as many digits as each other."""
+    digits = 3 if max(abs(rating.mean), rating.std) < 10 else 1
+    return f"{rating.mean:.{digits}f} ± {rating.std:.{digits}f}"

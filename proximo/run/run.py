@@ -15,7 +15,7 @@ from proximo.run import checkpoint, folder
 from proximo.run.agent import Acting, Agent
 from proximo.run.config import Resolved
 from proximo.run.ledger import Ledger
-from proximo.run.plan import Judge, Plan, Rating, Source, rounded
+from proximo.run.plan import Judge, Plan, Rating, Source, Watching, rounded, with_deviation
 from proximo.sources.envs import EnvSource
 from proximo.sources.tensors import TensorSource
 from proximo.state import live_tensors, restore
@@ -36,6 +36,7 @@ class Run(Generic[P, A, S]):
     source: S
     judge: Judge | None  # evaluates the policy as it is; None where nothing is at hand to try it on
     ledger: Ledger | None = None  # of drift, where the run asks for one
+    watch: Watching | None = None  # tells what is amiss, where somebody watches
     step: int = 0
     update: int = 0
     seconds: float = 0.0
@@ -44,7 +45,7 @@ class Run(Generic[P, A, S]):
     interrupted: int | None = None  # the signal that ended training early
 
     def __repr__(self) -> str:
-        score = "no score" if self.score is None else f"score {rounded(self.score.mean)} ± {rounded(self.score.std)}"
+        score = "no score" if self.score is None else f"score {with_deviation(self.score)}"
         return f"<Run of {self.config.algo} on {self.config.title}: {self.step:,} steps, {score}, in {self.folder}>"
 
     @property
@@ -68,9 +69,7 @@ class Run(Generic[P, A, S]):
     def summary(self) -> list[str]:
         """What the command says at the end."""
         s = self.score
-        lines = [
-            "score  –" if s is None else f"score  {rounded(s.mean)} ± {rounded(s.std)} over {len(s.returns)} episodes"
-        ]
+        lines = ["score  –" if s is None else f"score  {with_deviation(s)} over {len(s.returns)} episodes"]
         if self.interrupted and not self.finished:
             lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
         elif self.strayed is not None:

@@ -24,13 +24,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from proximo.errors import ConfigError
-from proximo.models.cache import Cache
-from proximo.models.decoder import Decoder, base_of, causal, ceil, hidden, knows, pass_through, positions, read
+from proximo.decoder.cache import Cache
+from proximo.decoder.transformer import Decoder, base_of, causal, ceil, hidden, knows, pass_through, positions, read
+from proximo.errors import ConfigError, GenerationError
 from proximo.sources.sampling import Sampling, distribution, draw
 
 log = logging.getLogger("proximo")
 LOOK = 8  # tokens after which finished lanes are looked for; on a GPU each look waits for it
+PAGE = 32  # tokens in a block of continuous batching's memory
 FULL = 0.75  # the share of lanes that are still written below which the others are dropped
 
 
@@ -86,7 +87,7 @@ def decode(
     repeat: int = 1,
     dtype: torch.dtype | None = None,
 ) -> Completions:
-    """Our own decoder, for models that `models.decoder` knows: a `Generator`. Others go to `generate`, and it says so.
+    """Our own decoder, for models that `decoder.transformer` knows: a `Generator`. Others go to `generate`: it says so.
 
     Prompts are read once for all of their completions, keys and values lie in memory that is allocated once, and
     lanes that have ended are dropped. With `dtype` bfloat16, products, keys and values are in bfloat16.
@@ -154,29 +155,10 @@ def generate(model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, 
     forced token in there would be in what is drawn and not in what is learned.
     """
     check_prompts(model, token, live, sampling)
-    from transformers import GenerationConfig
-
-    settings = GenerationConfig(
-        max_new_tokens=sampling.max_tokens,
-        min_new_tokens=sampling.min_tokens or None,
-        do_sample=sampling.temperature > 0,
-        temperature=sampling.temperature or 1.0,
-        top_k=sampling.top_k or 0,
-        top_p=1.0 if sampling.top_p is None else sampling.top_p,
-        eos_token_id=list(sampling.eos) or None,
-        pad_token_id=sampling.pad,
-        return_dict_in_generate=True,
-        output_scores=True,
-    )
+    settings = settings_of(sampling, return_dict_in_generate=True, output_scores=True)
     lanes = [x.repeat_interleave(repeat, 0) for x in (token, live)]
-    base = base_of(model)
-    own = base.generation_config
-    base.generation_config = GenerationConfig()
-    try:
-        with generating(model):
-            made: Any = base.generate(lanes[0], attention_mask=lanes[1].long(), generation_config=settings)
-    finally:
-        base.generation_config = own
+    with generating(model), without_settings(model) as base:
+        made = base.generate(lanes[0], attention_mask=lanes[1].long(), generation_config=settings)
     found = made.sequences[:, token.shape[1] :].t()
     logp = torch.stack(
         [
@@ -185,6 +167,70 @@ def generate(model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, 
         ]
     )
     return laid_out(found, logp * bool(sampling.temperature), sampling)
+
+
+def continuous(model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, repeat: int = 1) -> Completions:
+    """transformers' continuous batching, which admits a prompt as soon as a completion has ended: a `Generator`.
+
+    Its memory is what the lanes need at most: left to itself it takes most of the machine's, and a minute to clear it.
+    It knows no least length.
+    """
+    check_prompts(model, token, live, sampling)
+    if sampling.min_tokens:
+        raise ConfigError("continuous batching knows no min_tokens: set it to 0, or generate otherwise")
+    from transformers import ContinuousBatchingConfig
+
+    texts = [row[alive].tolist() for row, alive in zip(token, live, strict=True) for _ in range(repeat)]
+    pages = -(-(token.shape[1] + sampling.max_tokens) // PAGE) + 1
+    page = "page_size" if hasattr(ContinuousBatchingConfig, "page_size") else "block_size"  # as it was called before
+    room: dict[str, Any] = {page: PAGE, "num_blocks": len(texts) * pages}
+    memory = ContinuousBatchingConfig(
+        max_batch_tokens=max(token.shape[1], len(texts), PAGE), return_logprobs=True, use_cuda_graph=False, **room
+    )
+    with generating(model), without_settings(model) as base:
+        answers = base.generate_batch(
+            texts, generation_config=settings_of(sampling), continuous_batching_config=memory, warmup=False
+        )
+    failed = [answer.error for answer in answers.values() if answer.error is not None]
+    if failed or len(answers) != len(texts):
+        why = failed[0] if failed else "the reason is in its log"
+        raise GenerationError(f"continuous batching completed {len(answers)} of {len(texts)} prompts: {why}")
+    made = blank(sampling.max_tokens, len(texts), sampling, torch.device("cpu"))
+    for lane, answer in enumerate(answers.values()):
+        made.token[: len(answer.generated_tokens), lane] = torch.tensor(answer.generated_tokens)
+        made.logp[: len(answer.logprobs), lane] = torch.tensor(answer.logprobs)
+    return laid_out(made.token.to(token.device), made.logp.to(token.device) * bool(sampling.temperature), sampling)
+
+
+def settings_of(sampling: Sampling, **more: Any) -> Any:
+    """transformers' words for it."""
+    from transformers import GenerationConfig
+
+    return GenerationConfig(
+        max_new_tokens=sampling.max_tokens,
+        min_new_tokens=sampling.min_tokens or None,
+        do_sample=sampling.temperature > 0,
+        temperature=sampling.temperature or 1.0,
+        top_k=sampling.top_k or 0,
+        top_p=1.0 if sampling.top_p is None else sampling.top_p,
+        eos_token_id=list(sampling.eos) or None,
+        pad_token_id=sampling.pad,
+        **more,
+    )
+
+
+@contextmanager
+def without_settings(model: nn.Module) -> Iterator[Any]:
+    """The model within adapters' wrapper, its own generation settings put aside."""
+    from transformers import GenerationConfig
+
+    base = base_of(model)
+    own = base.generation_config
+    base.generation_config = GenerationConfig()
+    try:
+        yield base
+    finally:
+        base.generation_config = own
 
 
 def laid_out(found: Tensor, logp: Tensor, sampling: Sampling) -> Completions:
@@ -231,6 +277,6 @@ def agreement(
 
 
 def generator_named(name: str, precision: str = "float32") -> Generator:
-    """ "static": our own decoder, in this precision; "transformers": its generate."""
+    """Our own decoder ("static") in this precision, transformers' generate, or its continuous batching."""
     dtype = torch.bfloat16 if precision == "bfloat16" else None
-    return generate if name == "transformers" else partial(decode, dtype=dtype)
+    return {"static": partial(decode, dtype=dtype), "transformers": generate, "continuous": continuous}[name]

@@ -7,9 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from proximo.batch import Batch
+from proximo.batch import Batch, leaves_of, with_leaves
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
+from proximo.reduce import masked_mean
 from proximo.rewards import Reward, scores
 from proximo.sources.generation import Completions, Generator
 from proximo.sources.sampling import Sampling
@@ -23,7 +25,8 @@ class TokenSource:
 
     `decode` turns token ids into a text without special tokens. `at_once` is how many lanes the reference and the
     critics look at together. With `judges_again` the learner says itself how likely it found the tokens, and what the
-    generator said is `sampler_logp`: for engines that compute otherwise.
+    generator said is `sampler_logp`: for engines that compute otherwise. `resample` is how often prompts whose
+    completions all scored alike are exchanged for the next ones (DAPO, Yu et al. 2025, arXiv:2503.14476).
     """
 
     def __init__(
@@ -37,10 +40,11 @@ class TokenSource:
         group: int,
         at_once: int | None = None,
         judges_again: bool = False,
+        resample: int = 0,
     ) -> None:
         self.loader, self.generator, self.sampling, self.reward = loader, generator, sampling, reward
         self.decode, self.prompts, self.group, self.at_once = decode, prompts, group, at_once
-        self.judges_again = judges_again
+        self.judges_again, self.resample = judges_again, resample
         self.episodes = Completed()
 
     def restart(self, seed: int) -> None:
@@ -54,6 +58,12 @@ class TokenSource:
     def collect(self, policy: LanguagePolicy) -> Batch:
         """Draw prompts, complete and reward them; torch's global generator is what completions are drawn with."""
         batch, _ = self.rewarded(policy, self.loader.draw(self.prompts), self.group)
+        for _ in range(self.resample):
+            alike = scored_alike(batch, self.group)
+            if not alike.any():
+                break
+            more, _ = self.rewarded(policy, self.loader.draw(int(alike.sum())), self.group)
+            batch = exchanged(batch, alike, more, self.group, self.sampling.pad)
         self.episodes.add(batch)
         return batch
 
@@ -88,6 +98,7 @@ def opinion(policy: LanguagePolicy, batch: Batch) -> tuple[Tensor, Tensor, Tenso
 
 def batch_of(token: Tensor, live: Tensor, made: Completions, group: int, eos: Sequence[int]) -> Batch:
     """A batch [T, N] of completions of left-padded prompts [N / group, P]; `ended` [T, N]: an EOS was chosen."""
+    made = Completions(*(x[: int(made.mask.any(1).sum())] for x in made))  # no longer than the longest
     token, live = (x.repeat_interleave(group, 0) for x in (token, live))
     size, length = live.sum(1), made.mask.sum(0)
     steps = torch.arange(len(made.token), device=token.device).unsqueeze(1)
@@ -107,6 +118,49 @@ def batch_of(token: Tensor, live: Tensor, made: Completions, group: int, eos: Se
         group=(lanes // group).expand(made.token.shape),
         memory={"token": token[None, :, :-1], "live": live[None, :, :-1]},
     )
+
+
+def scored_alike(batch: Batch, group: int) -> Tensor:
+    """Which groups' completions all have the same score: bool [N / group]."""
+    score = batch.reward.sum(0).view(-1, group)
+    return (score == score[:, :1]).all(1)
+
+
+def exchanged(batch: Batch, gone: Tensor, more: Batch, group: int, pad: int) -> Batch:
+    """A batch without the groups that are `gone`, and with those of another one in their place."""
+    steps = max(len(batch.mask), len(more.mask))
+    width = max(part.memory["token"].shape[2] for part in (batch, more))
+    kept, new = (fitted_to(part, steps, width, pad) for part in (batch, more))
+    order = (~gone).long().cumsum(0) - 1, gone.long().cumsum(0) - 1 + int((~gone).sum())
+    groups = torch.where(gone, order[1], order[0])
+    lanes = (groups[:, None] * group + torch.arange(group, device=gone.device)).flatten()
+    kept = kept.map(lambda x: x[:, (~gone).repeat_interleave(group)])
+    columns = vars(kept)
+    beside = {
+        name: with_leaves(x, map(both, leaves_of(x), leaves_of(getattr(new, name)))) for name, x in columns.items()
+    }
+    together = Batch(**beside).map(lambda x: x[:, lanes])
+    numbers = torch.arange(len(lanes), device=gone.device) // group
+    return together.replace(group=numbers.expand(together.mask.shape))
+
+
+def both(a: Tensor, b: Tensor) -> Tensor:
+    return torch.cat([a, b], 1)
+
+
+def fitted_to(batch: Batch, steps: int, width: int, pad: int) -> Batch:
+    """The batch with dead rows behind it, and padding before its prompts."""
+    more, before = steps - len(batch.mask), width - batch.memory["token"].shape[2]
+    rest = Batch(**{name: x for name, x in vars(batch).items() if name != "memory"})
+    rest = rest.map(lambda x: torch.cat([x, x[-1:].expand(more, *x.shape[1:])]))
+    dead = torch.arange(steps, device=rest.mask.device).unsqueeze(1) >= len(batch.mask)
+    quiet = {name: torch.where(dead, 0, getattr(rest, name)) for name in ("reward", "logp", "value", "next_value")}
+    flags = {name: getattr(rest, name) & ~dead for name in ("mask", "terminated", "truncated", "ended")}
+    memory = {
+        "token": functional.pad(batch.memory["token"], (before, 0), value=pad),
+        "live": functional.pad(batch.memory["live"], (before, 0)),
+    }
+    return rest.replace(**quiet, **flags, memory=memory)
 
 
 def after(value: Tensor, terminated: Tensor) -> Tensor:
@@ -151,6 +205,7 @@ class Completed:
             "length_mean": length.mean().item(),
             "ended": batch.ended.any(0).float().mean().item(),
             "repetition": repetition(batch).item(),
+            "entropy": masked_mean(-batch.logp, batch.mask).item(),
         }
         if "ref_logp" in vars(batch):
             drift = torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
@@ -158,7 +213,8 @@ class Completed:
 
     def metrics(self) -> dict[str, float | int | None]:
         """episodes (completions) and tokens so far; of the last collection: return_mean, return_std (scores),
-        length_mean, ended (share with an EOS), repetition, kl_ref (nats a sequence)."""
+        length_mean, ended (share with an EOS), repetition, entropy (its estimate −log π, nats a token), kl_ref (nats a
+        sequence)."""
         none: dict[str, float | int | None] = dict.fromkeys(("return_mean", "length_mean"))
         return {"episodes": int(self.count), "tokens": int(self.tokens), **none, **self.last}
 

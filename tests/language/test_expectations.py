@@ -267,6 +267,18 @@ def test_bradley_terry_takes_the_last_live_row_of_each_side() -> None:
     assert (seen["margin"], seen["accuracy"], seen["centre"]) == (1.5, 1.0, 1.25)
 
 
+def test_pairs_without_a_side_count_nowhere() -> None:
+    """As may be, where pairs fill up a batch: the loss is that of the others."""
+    policy, reference = Tabular(), Tabular(seed=2)
+    batch = pairs(policy, reference, torch.tensor([5, 70, 8]), torch.tensor([4000, 9, 7]))
+    mask = batch.mask.clone()
+    mask[:, 1, 1] = False
+    batch, others = batch.replace(mask=mask), batch.part(torch.tensor([0, 2]))
+    for term in (dpo(0.1), ipo(0.1), bradley_terry(0.01)):
+        wanted = term(policy.evaluate(others), others)
+        torch.testing.assert_close(term(policy.evaluate(batch), batch), wanted, rtol=0, atol=1e-12)
+
+
 def test_sequence_kl_is_exact_if_sampled_and_weighed_with_one_temperature() -> None:
     """Trap 10: strings of a colder sampler than the log-probabilities know give any number, a negative one too."""
     base, reference = Tabular(scale=0.5), Tabular(scale=1.0)  # the same table, the reference more sure of it

@@ -9,17 +9,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from proximo.decoder import transformer as shared
+from proximo.decoder.cache import Cache
 from proximo.errors import ConfigError
-from proximo.models import decoder as shared
-from proximo.models.cache import Cache
 from proximo.sources import generation
-from proximo.sources.generation import Completions, agreement, decode, generate
+from proximo.sources.generation import Completions, agreement, continuous, decode, generate
 from proximo.sources.sampling import Sampling, distribution, draw
 
 transformers = pytest.importorskip("transformers")
 
 EOS, PAD, WORDS = 1, 0, 23
-BOTH = pytest.mark.parametrize("generator", [decode, generate], ids=["decode", "generate"])
+ALL = pytest.mark.parametrize("generator", [decode, generate, continuous], ids=lambda f: f.__name__)
+BOTH = pytest.mark.parametrize("generator", [decode, generate], ids=lambda f: f.__name__)
 
 
 def tiny(kind: str = "gpt2", words: int = WORDS, dropout: float = 0.0, sharp: float = 3.0, **more: Any) -> nn.Module:
@@ -98,7 +99,7 @@ def test_agreement_to_the_bit_does_not_end_at_long_prompts() -> None:
     assert agreement(decode, tiny(), *prompts(1, 120), sampling, 1) == 0.0
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("kind", ["gpt2", "llama", "qwen2", "qwen3", "mistral"])
 def test_log_probabilities_are_those_of_the_model(generator: Any, kind: str) -> None:
     model = tiny(kind)
@@ -161,9 +162,9 @@ def test_a_token_attends_only_to_what_it_is_shown() -> None:
         assert torch.allclose(packed[:, part], model(token[:, part]).logits, atol=1e-4)
 
 
-@BOTH
+@ALL
 def test_samples_have_the_distribution_of_the_model(generator: Any) -> None:
-    words, temperature, count = 6, 0.8, 4000
+    words, temperature, count = 6, 0.8, 800 if generator is continuous else 4000
     model: Any = tiny(words=words)
     token, live = torch.tensor([[2, 3]]), torch.ones(1, 2, dtype=torch.bool)
     sampling = Sampling(2, temperature, eos=(EOS,), pad=PAD)
@@ -208,10 +209,14 @@ def test_narrowed_distributions_are_renormalised() -> None:
     near(distribution(logits, Sampling(1, temperature=0.5, pad=9), 0), (2 * logits).log_softmax(-1))
 
 
-@BOTH
+@ALL
 @pytest.mark.parametrize("narrow", [dict(top_k=3), dict(top_p=0.6), dict(min_tokens=4)], ids=str)
 def test_log_probabilities_are_of_what_was_drawn_from(generator: Any, narrow: dict[str, Any]) -> None:
     """Both generators narrow alike: each one's log-probabilities are recomputed from the model's logits."""
+    if generator is continuous and "min_tokens" in narrow:
+        with pytest.raises(ConfigError, match="knows no min_tokens"):
+            drawn(generator, tiny(), Sampling(6, **narrow))
+        return
     model: Any = tiny()
     sampling = Sampling(6, 0.9, eos=(EOS,), pad=PAD, **narrow)
     made = drawn(generator, model, sampling, 2)
@@ -226,7 +231,7 @@ def test_log_probabilities_are_of_what_was_drawn_from(generator: Any, narrow: di
         assert torch.allclose(made.logp[t][rows], expected[rows], atol=1e-5)
 
 
-@BOTH
+@ALL
 def test_padding_changes_nothing_but_rounding(generator: Any) -> None:
     model = tiny("llama")
     sampling = Sampling(10, 0.7, eos=(EOS,), pad=PAD)
@@ -238,7 +243,7 @@ def test_padding_changes_nothing_but_rounding(generator: Any) -> None:
     assert torch.allclose(made.logp, again.logp, atol=1e-5)
 
 
-@BOTH
+@ALL
 def test_completions_end_with_the_eos_that_was_drawn_or_at_the_length(generator: Any) -> None:
     sampling = Sampling(15, eos=(EOS, 5), pad=PAD)
     made = drawn(generator, tiny(), sampling, 8)
@@ -265,7 +270,7 @@ def test_no_end_comes_before_the_least_length(generator: Any) -> None:
     assert int(drawn(generator, tiny(), held, 8).mask.sum(0).min()) == 5
 
 
-@BOTH
+@ALL
 def test_temperature_zero_is_the_most_likely_token(generator: Any) -> None:
     model: Any = tiny().eval()
     token, live = prompts()
@@ -302,14 +307,14 @@ def test_dropping_lanes_that_ended_changes_nothing(monkeypatch: pytest.MonkeyPat
     assert same(fewer, drawn(decode, tiny(), sampling, 8))
 
 
-@BOTH
+@ALL
 def test_generation_follows_from_the_seed(generator: Any) -> None:
     model, sampling = tiny(), Sampling(10, eos=(EOS,), pad=PAD)
     assert same(drawn(generator, model, sampling, 3), drawn(generator, model, sampling, 3))
     assert not same(drawn(generator, model, sampling, 3), drawn(generator, model, sampling, 3, seed=8))
 
 
-@BOTH
+@ALL
 def test_nothing_is_dropped_out_and_modes_are_put_back(generator: Any) -> None:
     sampling = Sampling(10, eos=(EOS,), pad=PAD)
     model: Any = tiny(dropout=0.5)
@@ -327,13 +332,14 @@ def test_nothing_is_dropped_out_and_modes_are_put_back(generator: Any) -> None:
     assert broken.training
 
 
-def test_settings_of_the_models_folder_are_put_aside() -> None:
+@pytest.mark.parametrize("generator", [generate, continuous], ids=lambda f: f.__name__)
+def test_settings_of_the_models_folder_are_put_aside(generator: Any) -> None:
     model: Any = tiny()
     sampling = Sampling(10, eos=(EOS,), pad=PAD)
-    plain = drawn(generate, model, sampling, 2)
+    plain = drawn(generator, model, sampling, 2)
     own = transformers.GenerationConfig(repetition_penalty=3.0, top_k=2, forced_eos_token_id=EOS, min_p=0.4)
     model.generation_config = own
-    assert same(plain, drawn(generate, model, sampling, 2))
+    assert same(plain, drawn(generator, model, sampling, 2))
     assert model.generation_config is own
 
 
@@ -383,7 +389,7 @@ def test_what_cannot_work_is_said() -> None:
     ):
         with pytest.raises(ConfigError):
             Sampling(**wrong)
-    for generator in (decode, generate):
+    for generator in (decode, generate, continuous):
         with pytest.raises(ConfigError, match="padded on the left"):
             generator(model, token, live.flip(1), Sampling(4, eos=(EOS,)))
         with pytest.raises(ConfigError, match="context of 512"):

@@ -42,7 +42,7 @@ class AsymmetricPPO:
         self.optimizer = config.adam(policy, eps=1e-5)
         surrogate = config.near_reference(clip(config.clip, config.clip_high))
         value_loss = config.value_coef * own_value_error(config.value_clip)
-        self.objective = surrogate + value_loss - config.entropy_coef * open_entropy()
+        self.objective = config.exploring(surrogate + value_loss, open_entropy())
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""

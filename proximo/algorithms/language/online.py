@@ -48,7 +48,7 @@ class Referred(Online):
     kl_estimator: Estimator = "k3"
     """How a term of the loss estimates it: k1, k2 or k3."""
     kl_ratio: bool = False
-    """Multiply that term by the importance ratio, which makes its gradient unbiased."""
+    """Multiply that term by the importance ratio, which makes the gradients of k1 and k3 unbiased; k2 needs none."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

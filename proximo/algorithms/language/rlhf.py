@@ -28,7 +28,7 @@ class RLHF:
         self.updates = torch.zeros((), dtype=torch.int64)
         self.value_loss = config.value_coef * value_error(config.value_clip)
         surrogate = config.near_reference(clip(config.clip, config.clip_high), beta=self.beta)
-        self.objective = surrogate + self.value_loss - config.entropy_coef * entropy()
+        self.objective = config.exploring(surrogate + self.value_loss, entropy())
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proximo.algorithms.language.online import Referred
+from proximo.objectives import Term
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,10 @@ class Judged(Referred):
     @property
     def needs(self) -> frozenset[str]:
         return super().needs | {"value"}
+
+    def exploring(self, objective: Term, entropy: Term) -> Term:
+        """The objective with the entropy bonus, where there is one: over a large vocabulary it is dear to compute."""
+        return objective - self.entropy_coef * entropy if self.entropy_coef else objective
 
 
 @dataclass(frozen=True)

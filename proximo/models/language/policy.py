@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
-from proximo.models.decoder import hidden, knows, read
+from proximo.decoder.transformer import hidden, knows, read
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
 from proximo.models.language.rows import Rows, flat, rows_of
@@ -93,7 +93,8 @@ class LanguagePolicy(nn.Module):
         """
         if knows(model):
             decoder = read(model)
-            x = hidden(decoder, rows.token, rows.position, rows.attention())[:, -steps:]
+            before = rows.token.shape[1] - steps  # the prompt is read apart, as it is where completions are drawn
+            x = hidden(decoder, rows.token, rows.position, rows.attention(), split=before and before + 1)[:, -steps:]
             return decoder.head(x), x
         out = model(
             input_ids=rows.token, attention_mask=rows.seen(), position_ids=rows.position, use_cache=False,

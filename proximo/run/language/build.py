@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -16,7 +16,7 @@ from proximo.drift import Distances, Tensors
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.language.build import CriticKind, language_policy
 from proximo.models.language.hub import causal_model, digest_of, folder_of
-from proximo.models.language.policy import LanguagePolicy, in_pieces
+from proximo.models.language.policy import in_pieces
 from proximo.models.language.reward import RewardModel
 from proximo.reduce import masked_mean
 from proximo.reference import sequence_kl
@@ -26,6 +26,7 @@ from proximo.run.language.judge import completing, preferring, reading
 from proximo.run.language.material import Material, Say, Words, material, words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun
 from proximo.run.language.speaker import ModelReward, Speaker
+from proximo.run.language.watch import Watch
 from proximo.run.ledger import Ledger
 from proximo.run.plan import Judge
 from proximo.run.run import Run, load_policy
@@ -36,11 +37,19 @@ from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import TokenSource
 
 GROUP = 8  # completions of a prompt that are compared
-Judged = LanguagePolicy | RewardModel
+
+
+class Given(NamedTuple):
+    """What of a run comes from Python: functions of the user's own."""
+
+    reward: Reward | None = None
+    gold: Reward | None = None
+
+
 LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
 
 
-def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> LanguageTrain:
+def build(plan: LanguagePlan, data: Any, given: Given, say: Say) -> LanguageTrain:
     """All parts; ConfigError for what cannot work, CheckpointError where model or data are not the plan's any more."""
     path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
     words = words_of(path, say)
@@ -50,9 +59,9 @@ def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> Lan
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
     speaker = Speaker(policy, words, generator_named(plan.run.generator, plan.run.precision))
-    source, judge = source_of(plan, kind, policy, speaker, found, reward)
+    source, judge = source_of(plan, kind, policy, speaker, found, given)
     ledger = Ledger(policy, plan.run, walked(plan.run.at_once), {}) if plan.run.measures_drift else None
-    return Run(Path(), plan, speaker, algorithm, source, judge, ledger)
+    return Run(Path(), plan, speaker, algorithm, source, judge, ledger, Watch(plan.run))
 
 
 def resolved(plan: LanguagePlan) -> LanguagePlan:
@@ -91,18 +100,18 @@ def policy_of(plan: LanguagePlan, path: Path) -> Any:
 
 
 def source_of(
-    plan: LanguagePlan, kind: str, policy: Any, speaker: Speaker, found: Material, reward: Reward | None
+    plan: LanguagePlan, kind: str, policy: Any, speaker: Speaker, found: Material, given: Given
 ) -> tuple[TokenSource | TextSource, Judge]:
     """Where experience comes from, and who evaluates."""
     run, words, held = plan.run, speaker.words, found.held[: plan.run.eval_prompts]
     loader = Loader(found.learned, run.seed)
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
-        worth = reward_of(run, words, reward)
-        numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs
+        worth, gold = reward_of(run, words, given.reward), gold_of(run, given.gold)
+        numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs, run.resample
         source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
-        return source, completing(source, policy, held, run.seed)
-    if reward is not None or run.rewards or run.reward_model:
+        return source, completing(source, policy, held, run.seed, gold)
+    if given != Given() or run.rewards or run.reward_model or run.gold:
         raise ConfigError(f"{plan.algo} learns from a data set and takes no reward: leave it out")
     rows = as_pairs(words.pad) if kind == "pairs" else as_texts(words.pad, run.pack)
     source = TextSource(loader, rows, run.batch, "ref_logp" in plan.algorithm.needs, run.at_once)
@@ -113,15 +122,7 @@ def source_of(
 
 def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
     """What completions are worth: the built-in rewards, the model's and the user's, summed."""
-    parts: dict[str, tuple[Reward, float]] = {}
-    for asked in run.rewards:
-        name, _, weight = asked.partition("=")
-        try:
-            parts[name] = named(name), float(weight or 1)
-        except ValueError as error:
-            if isinstance(error, ConfigError):
-                raise
-            raise ConfigError(f"reward {asked!r}: write name or name=weight, a number") from None
+    parts = weighed(run.rewards)
     if run.reward_model is not None:
         parts["model"] = ModelReward(*reward_model(Path(run.reward_model), run.device), words.tokenizer), 1.0
     if own is not None:
@@ -130,6 +131,25 @@ def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
         raise ConfigError("completions need a reward: --rewards exact_match, --reward-model DIR, or reward=… in Python")
     worth = Weighted(parts)
     return worth if run.missing_eos is None else missing_eos(worth, run.missing_eos)
+
+
+def gold_of(run: LanguageRun, own: Reward | None) -> Reward | None:
+    """What evaluations measure beside, if anything."""
+    parts = weighed(run.gold) | ({} if own is None else {"yours": (own, 1.0)})
+    return Weighted(parts) if parts else None
+
+
+def weighed(asked: Sequence[str]) -> dict[str, tuple[Reward, float]]:
+    """Built-in rewards and their weights, from name or name=weight."""
+    parts: dict[str, tuple[Reward, float]] = {}
+    for one in asked:
+        name, equals, weight = one.partition("=")
+        reward = named(name)
+        try:
+            parts[name] = reward, float(weight) if equals else 1.0
+        except ValueError:
+            raise ConfigError(f"reward {one!r}: write name or name=weight, a number") from None
+    return parts
 
 
 def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:

@@ -13,7 +13,7 @@ import numpy as np
 from proximo.errors import ConfigError
 from proximo.rewards import Reward
 from proximo.run import checkpoint
-from proximo.run.language.build import build
+from proximo.run.language.build import Given, build
 from proximo.run.language.judge import LanguageScore
 from proximo.run.language.session import computing, load, plan_of
 from proximo.run.run import load_policy
@@ -83,7 +83,7 @@ def evaluated(
     if data is not None:
         plan = replace(plan, data=str(data), examples="")
     with computing(run):
-        ours = build(replace(plan, run=run), plan.data if data is None else data, reward, lambda text: None)
+        ours = build(replace(plan, run=run), plan.data if data is None else data, Given(reward), lambda text: None)
         load_policy(ours.policy, checkpoint.latest(path, lambda text: None))
         judge = ours.judge
         assert judge is not None
@@ -94,7 +94,7 @@ def evaluated(
         if not isinstance(ours.source, TokenSource):
             raise ConfigError(f"{path} learned from a data set: only models that complete prompts win against others")
         other = replace(plan, run=run, model=against, weights="")
-        theirs = build(other, plan.data if data is None else data, reward, lambda text: None)
+        theirs = build(other, plan.data if data is None else data, Given(reward), lambda text: None)
         if (Path(against) / "checkpoints").is_dir():
             load_policy(theirs.policy, checkpoint.latest(Path(against), lambda text: None))
         rival = theirs.judge

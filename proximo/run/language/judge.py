@@ -12,11 +12,12 @@ import torch
 from proximo.batch import Batch
 from proximo.models.language.policy import in_pieces
 from proximo.preferences import implicit_margin, last_live
+from proximo.rewards import Reward, scores
 from proximo.run.plan import Judge
 from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
 from proximo.sources.text.examples import Example
 from proximo.sources.texts import TextSource
-from proximo.sources.tokens import TokenSource
+from proximo.sources.tokens import TokenSource, told
 
 SHOWN = 16  # samples that are kept of an evaluation
 
@@ -43,8 +44,13 @@ class LanguageScore:
         return {**summary, **self.more, "episodes": len(self.returns), "returns": self.returns}
 
 
-def completing(source: TokenSource, policy: Any, examples: Sequence[Example], seed: int) -> Judge:
-    """Completes prompts as while training, from random numbers of its own: rewards, and how far from the reference."""
+def completing(
+    source: TokenSource, policy: Any, examples: Sequence[Example], seed: int, gold: Reward | None = None
+) -> Judge:
+    """Completes prompts as while training, from random numbers of its own: rewards, and how far from the reference.
+
+    `gold` is a reward that is measured beside, and not learned from.
+    """
 
     def judge(stop: Callable[[], bool]) -> LanguageScore | None:
         with borrowed_generators():
@@ -54,6 +60,9 @@ def completing(source: TokenSource, policy: Any, examples: Sequence[Example], se
         rows = zip(examples, texts, rewards.tolist(), kl.tolist(), strict=True)
         samples = [dict(prompt=each.text, completion=text, reward=r, kl=d) for each, text, r, d in rows][:SHOWN]
         more = {"kl_ref": kl.mean().item(), "ended": batch.ended.any(0).float().mean().item()}
+        if gold is not None:
+            found = scores(gold, [each.text for each in examples], texts, told(examples, batch), "gold")
+            more["gold"] = float(np.mean(found))
         return LanguageScore(rewards.tolist(), batch.mask.sum(0).tolist(), more, samples)
 
     return judge

@@ -41,6 +41,8 @@ class LanguageRun:
     """Examples of an update: prompts, pairs or texts."""
     group: int | None = None
     """Completions of each prompt; None: 8 where the algorithm compares them with each other (GRPO, RLOO, …), else 1."""
+    resample: int = 0
+    """How often prompts whose completions all scored alike, and so teach nothing, are exchanged for others (DAPO)."""
     max_prompt: int | None = None
     """Longest prompt, tokens; None takes what the model's context leaves."""
     max_tokens: int = 128
@@ -49,8 +51,8 @@ class LanguageRun:
     """What becomes of a longer prompt; truncate cuts it from the left."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, while sampling and while learning."""
-    generator: Literal["static", "transformers"] = "static"
-    """Who samples: our decoder with a static cache, or transformers' generate."""
+    generator: Literal["static", "transformers", "continuous"] = "static"
+    """Who samples: our decoder with a static cache, transformers' generate, or its continuous batching."""
     rewards: tuple[str, ...] = ()
     """What completions are worth: built-in rewards by name, as name or name=weight; summed."""
     reward_model: str | None = None
@@ -87,6 +89,18 @@ class LanguageRun:
     """Examples of an evaluation."""
     held_out: float = 0.05
     """Share of the data set that is never learned from, and evaluated on."""
+    gold: tuple[str, ...] = ()
+    """Rewards that evaluations measure and nothing learns, by name: what the others stand for."""
+    alarm_kl: float | None = 20.0
+    """Tell where a sequence's KL from the reference, nats, exceeds this."""
+    alarm_length: float | None = 3.0
+    """Tell where completions are so many times as long, or short, as at first."""
+    alarm_repetition: float | None = 0.3
+    """Tell where this share of tokens repeats what stands before them (and twice what it was at first)."""
+    alarm_entropy: float | None = 0.1
+    """Tell where the entropy falls below this share of what it was at first."""
+    alarm_gold: float | None = 0.2
+    """Tell where the gold reward has lost this share of what it had gained, while the reward rose."""
     max_kl: float | None = None
     """Most that an update may change the policy: KL(old ‖ new) a token, nats; a longer one is cut or undone."""
     stop_drift: float | None = None
@@ -94,11 +108,13 @@ class LanguageRun:
 
     def __post_init__(self) -> None:
         check(self, at_least_one=("steps", "batch", "max_tokens", "checkpoint_every", "eval_prompts"))
-        check(self, not_negative=("seed", "eval_every", "threads"), positive=("temperature",))
+        check(self, not_negative=("seed", "eval_every", "threads", "resample"), positive=("temperature",))
         for name in ("group", "max_prompt", "lora", "pack", "at_once"):
             if getattr(self, name) is not None:
                 check(self, at_least_one=(name,))
-        check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
+        alarms = ("alarm_kl", "alarm_length", "alarm_repetition", "alarm_entropy", "alarm_gold")
+        given = (name for name in ("max_kl", "stop_drift", *alarms) if getattr(self, name) is not None)
+        check(self, positive=tuple(given))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
         if self.seed >= 2**32:
@@ -129,7 +145,7 @@ class LanguagePlan:
     algorithm: Any
     weights: str = ""  # SHA-256 over the model's weights
     examples: str = ""  # digest of the data set as tokens
-    yours: tuple[str, ...] = ()  # what came from Python: data, reward
+    yours: tuple[str, ...] = ()  # what came from Python: data, reward, gold
 
     @property
     def title(self) -> str:
@@ -188,8 +204,8 @@ def from_json(tree: dict[str, Any]) -> LanguagePlan:
     if tree["algo"] not in LANGUAGE:
         raise unknown("algorithm", tree["algo"], LANGUAGE)
     yours = tree["yours"]
-    if not isinstance(yours, list | tuple) or any(part not in ("data", "reward") for part in yours):
-        raise ConfigError(f"config.json: yours is {yours!r}, not some of data, reward")
+    if not isinstance(yours, list | tuple) or any(part not in ("data", "reward", "gold") for part in yours):
+        raise ConfigError(f"config.json: yours is {yours!r}, not some of data, reward, gold")
     run = built(LanguageRun, tree["run"])
     algorithm = built(language_algorithm(tree["algo"]).Config, tree["algorithm"])
     rest = {name: tree[name] for name in ("algo", "model", "data", "weights", "examples")}

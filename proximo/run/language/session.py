@@ -15,7 +15,7 @@ from proximo.models.language.hub import folder_of
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
 from proximo.run.drive import bring_back, drive
-from proximo.run.language.build import LanguageTrain, build, policy_of, resolved
+from proximo.run.language.build import Given, LanguageTrain, build, policy_of, resolved
 from proximo.run.language.material import words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun, planned
 from proximo.run.language.speaker import Speaker
@@ -25,6 +25,7 @@ from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.settings import built
 from proximo.sources.generation import generator_named
 
+NOTHING = Given()
 MODEL = "model"  # in a run's folder: the model as transformers reads it
 
 
@@ -34,6 +35,7 @@ def train(
     algo: str = "ppo",
     *,
     reward: Reward | None = None,
+    gold: Reward | None = None,
     out: str | Path | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -41,23 +43,25 @@ def train(
     """Train a causal language model, from a folder or hub id to a run's folder.
 
     `data` is a file, a data set's id, a `datasets.Dataset` or a list of dicts; `reward` a function of prompts and
-    completions (see `proximo.rewards`); `settings` are the fields of LanguageRun and of the algorithm's Config, by
-    name. Raises a ProximoError, in one line, for what cannot work.
+    completions (see `proximo.rewards`), `gold` one that evaluations measure and nothing learns; `settings` are the
+    fields of LanguageRun and of the algorithm's Config, by name. Raises a ProximoError, in one line, for what cannot
+    work.
     """
     named = isinstance(data, str | Path)
-    yours = tuple(name for name, own in (("data", not named), ("reward", reward is not None)) if own)
+    own = {"data": not named, "reward": reward is not None, "gold": gold is not None}
+    yours = tuple(name for name, mine in own.items() if mine)
     plan = planned(algo, str(model), str(data) if named else "<Python>", settings, yours)
-    return begin(plan, data, reward, out, quiet)
+    return begin(plan, data, Given(reward, gold), out, quiet)
 
 
 def begin(
-    plan: LanguagePlan, data: Any, reward: Reward | None = None, out: str | Path | None = None, quiet: bool = False
+    plan: LanguagePlan, data: Any, given: Given = NOTHING, out: str | Path | None = None, quiet: bool = False
 ) -> LanguageTrain:
     """Build a run from a plan, in a new folder, and train it."""
     plan, notes = resolved(plan), list[str]()
     with computing(plan.run):
         seed_all(plan.run.seed)
-        run = build(plan, data, reward, notes.append)
+        run = build(plan, data, given, notes.append)
         run.folder = folder.new_folder(out, run.config)
         run.agent.policy.model.config.save_pretrained(run.folder / MODEL)
         run.agent.words.tokenizer.save_pretrained(run.folder / MODEL)
@@ -70,25 +74,26 @@ def resume(
     data: Any = None,
     *,
     reward: Reward | None = None,
+    gold: Reward | None = None,
     steps: int | None = None,
     stop_drift: float | None = None,
     quiet: bool = False,
 ) -> LanguageTrain:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
-    `data` and `reward` are those it was started with, where they came from Python; `steps` extends it.
+    `data`, `reward` and `gold` are those it was started with, where they came from Python; `steps` extends it.
     """
     path = Path(path)
     plan = plan_of(path)
-    for name, given in (("data", data), ("reward", reward)):
-        if name in plan.yours and given is None:
+    for name, mine in (("data", data), ("reward", reward), ("gold", gold)):
+        if name in plan.yours and mine is None:
             raise RunFolderError(f"the {name} of this run came from Python: proximo.language.resume(…, {name}=…)")
     asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
     with computing(plan.run):
         seed_all(plan.run.seed)
-        run = build(plan, plan.data if data is None else data, reward, notes.append)
+        run = build(plan, plan.data if data is None else data, Given(reward, gold), notes.append)
         run.folder = path
         bring_back(run, saved)
         folder.write_config(path, run.config)

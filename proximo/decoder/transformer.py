@@ -252,7 +252,7 @@ def weighted(share: Tensor, v: Tensor, y: Tensor | None = None) -> Tensor:
 
 
 def matmul(a: Tensor, b: Tensor) -> Tensor:
-    """[B, M, K] x [B, K, S], each row as it is among many."""
+    """[B, M, K] x [B, K, S], in float32 each row as it is among many."""
     rows = a.shape[1]
-    more = -rows % FEWEST
+    more = -rows % FEWEST if a.dtype == torch.float32 else 0
     return torch.bmm(functional.pad(a, (0, 0, 0, more)), b)[:, :rows].contiguous() if more else torch.bmm(a, b)

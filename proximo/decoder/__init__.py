@@ -1,0 +1,1 @@
+"""The forward pass that learning from text and generating it share."""
