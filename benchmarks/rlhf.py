@@ -46,10 +46,11 @@ TRAINING: dict[str, Any] = dict(max_tokens=LENGTH, too_long="drop", eval_every=0
 SFT: dict[str, Any] = dict(steps=400, batch=32, lr=3e-3, whole_text=True)
 PAIRS, HELD = 400, 500  # that the reward model and DPO learn from; that the reward model is judged by
 REWARD: dict[str, Any] = dict(steps=50, batch=16, lr=5e-4)
-PPO: dict[str, Any] = dict(batch=48, lr=2e-4, epochs=2, minibatches=2, anneal_lr=False)
+LOOK: dict[str, Any] = dict(eval_every=8, eval_prompts=200, held_out=0.2)
+PPO: dict[str, Any] = dict(batch=48, lr=2e-4, epochs=2, minibatches=2, anneal_lr=False) | LOOK
 RUNS: dict[str, dict[str, Any]] = {
     "ppo loose": PPO | dict(steps=200, beta=0.01),
-    "ppo led": PPO | dict(steps=120, beta=0.1, target_kl=4.0, kl_horizon=200),
+    "ppo led": PPO | dict(steps=120, beta=0.1, target_kl=4.0, kl_horizon=200, alarm_kl=8.0),
     "dpo 0.3": dict(steps=50, batch=16, lr=3e-4, beta=0.3),
     "dpo 0.1": dict(steps=50, batch=16, lr=3e-4, beta=0.1),
     "dpo 0.03": dict(steps=50, batch=16, lr=3e-4, beta=0.03),
@@ -279,29 +280,24 @@ def best_of_n(step: str, c: Context) -> Row:
 
 
 def learned(step: str, c: Context) -> Row:
-    """A policy by PPO or DPO, judged on sentences that nobody learned from; PPO's whole way too."""
-    algo, settings = step.split()[0], TRAINING | RUNS[step]
-    common: dict[str, Any] = dict(out=c.told(step), quiet=True, seed=c.seed, threads=c.threads, **settings)
-    curve: list[Row] = []
+    """A policy by PPO or DPO, judged on sentences that nobody learned from; of PPO its way there, and its alarms."""
+    algo = step.split()[0]
+    common: dict[str, Any] = dict(out=c.told(step), quiet=True, seed=c.seed, threads=c.threads)
     if algo == "dpo":
-        language.train(c.told("sft"), c.told("pairs") / "learned.jsonl", "dpo", **common)
-    else:
-        seen: list[float] = []
-
-        def watched(prompts: list[str], completions: list[str]) -> list[float]:
-            seen.append(float(np.mean(gold(prompts, completions))))
-            return [0.0] * len(prompts)  # gold is looked at, and not learned from
-
-        prompts = [{"prompt": each["prompt"]} for each in learning()]
-        proxy = str(c.told("reward"))
-        run = language.train(c.told("sft"), prompts, "ppo", reward=watched, reward_model=proxy, **common)
-        rows = read_rows(run.folder / "metrics.jsonl")
-        real, judged = units(c, np.array(seen[: len(rows)]), np.array([row["return_mean"] for row in rows]))
-        for row, g, p in zip(rows, real, judged, strict=True):
-            told = {name: row[name] for name in ("update", "beta", "length_mean", "ended", "repetition", "entropy")
-                    if name in row}  # fmt: skip
-            curve.append({**told, "kl": row["sequence_kl"], "gold": float(g), "proxy": float(p)})
-    return {**judged_by(step, c), "curve": curve}
+        language.train(c.told("sft"), c.told("pairs") / "learned.jsonl", "dpo", **common, **TRAINING | RUNS[step])
+        return judged_by(step, c)
+    prompts = [{"prompt": each["prompt"]} for each in learning()]
+    proxy = str(c.told("reward"))
+    run = language.train(
+        c.told("sft"), prompts, "ppo", reward_model=proxy, gold=gold, **common, **TRAINING | RUNS[step]
+    )
+    rows = read_rows(run.folder / "eval.jsonl")
+    real, judged = units(c, *(np.array([row[name] for row in rows]) for name in ("gold", "return_mean")))
+    curve = [{"step": 0, "kl": 0.0, "gold": 0.0, "proxy": 0.0}]  # SFT itself
+    for row, g, p in zip(rows, real, judged, strict=True):
+        told = {name: row[name] for name in ("step", "length_mean", "ended")}
+        curve.append({**told, "kl": row["kl_ref"], "gold": float(g), "proxy": float(p)})
+    return {**judged_by(step, c), "curve": curve, "alarms": read_rows(run.folder / "alarms.jsonl")}
 
 
 def judged_by(step: str, c: Context) -> Row:

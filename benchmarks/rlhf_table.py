@@ -10,8 +10,6 @@ from typing import Any
 import numpy as np
 
 Row = dict[str, Any]
-WINDOW = 10  # updates that a line is the mean of
-LOOK = 4.0  # standard errors that gold must have lost before the alarm is sure
 ABOUT = {
     "ppo loose": "PPO, small β",
     "ppo led": "PPO, β led to a KL",
@@ -42,8 +40,8 @@ def table(rows: list[Row]) -> str:
         lines += ["", f"## Seed {seed}", "", *told(found), "", *compared(found)]
     lines += [
         "",
-        "Best of n: KL = log n − (n − 1) / n. PPO “on the way” is the run with the small β as it passed the KL of another",
-        "policy, a mean over updates; all others completed sentences that nobody learned from.",
+        "Best of n: KL = log n − (n − 1) / n. PPO “on the way” is the run with the small β as it passed the KL of",
+        "another policy; all others completed sentences that nobody learned from.",
         "",
     ]
     lines += ["![gold, proxy and KL over training](rlhf-training.png)", "", "![gold against KL](rlhf-kl.png)", ""]
@@ -77,35 +75,17 @@ def told(found: dict[str, Row]) -> list[str]:
         )
     for name in ("ppo loose", "ppo led"):
         if row := found.get(name):
-            lines.append(f"- {ABOUT[name]}: {verdict(row['curve'])}")
+            lines.append(f"- {ABOUT[name]}: {verdict(row)}")
     seconds = sum(row["seconds"] for row in found.values())
     return [*lines, f"- All of it took {seconds / 60:.0f} minutes."]
 
 
-def verdict(curve: list[Row]) -> str:
-    """The best gold of a run, the last, and when gold and proxy had parted."""
-    gold, kl = smooth(curve, "gold"), smooth(curve, "kl")
-    best, at = int(gold.argmax()), alarm(curve)
-    words = f"gold is at most {gold[best]:.2f}, at {kl[best]:.1f} nats (update {best + 1}), {gold[-1]:.2f} at the end"
-    return words + (f"; proxy and gold have parted at update {at + 1}." if at is not None else "; no alarm.")
-
-
-def alarm(curve: list[Row]) -> int | None:
-    """The first update at which gold has fallen, surely, while the proxy has risen: what nobody sees without gold."""
-    gold, proxy = smooth(curve, "gold"), smooth(curve, "proxy")
-    noise = np.array([row["gold"] for row in curve]) - gold
-    error = float(noise.std()) / math.sqrt(WINDOW)
-    for i in range(2 * WINDOW, len(curve)):
-        best = int(gold[:i].argmax())
-        if gold[best] - gold[i] > LOOK * error and proxy[i] > proxy[best]:
-            return i
-    return None
-
-
-def smooth(curve: list[Row], name: str) -> np.ndarray:
-    """The mean of the last WINDOW updates at each."""
-    x = np.array([row[name] for row in curve])
-    return np.array([x[max(0, i + 1 - WINDOW) : i + 1].mean() for i in range(len(x))])
+def verdict(row: Row) -> str:
+    """The best gold of a run, the last, and its alarms."""
+    best, last = max(row["curve"], key=lambda each: each["gold"]), row["curve"][-1]
+    words = f"gold is {best['gold']:.2f} at best, at {best['kl']:.1f} nats (update {best['step']}), "
+    words += f"and {last['gold']:.2f} at the end, where the proxy is {last['proxy']:.2f}"
+    return "; ".join([words, *(each["alarm"] for each in row["alarms"])]) + "."
 
 
 def compared(found: dict[str, Row]) -> list[str]:
@@ -113,9 +93,7 @@ def compared(found: dict[str, Row]) -> list[str]:
     rows: list[tuple[float, str]] = []
 
     def add(name: str, row: Row) -> None:
-        kl = f"{row['kl']:.2f} ± {row['kl_error']:.2f}" if "kl_error" in row else f"{row['kl']:.2f}"
-        numbers = (f"{row[x]:.2f} ± {row[f'{x}_error']:.2f}" for x in ("gold", "proxy"))
-        rows.append((row["kl"], f"| {name} | {kl} | {' | '.join(numbers)} |"))
+        rows.append((row["kl"], f"| {name} | {' | '.join(number(row, x) for x in ('kl', 'gold', 'proxy'))} |"))
 
     ways = [row["kl"] for name, row in found.items() if name.startswith("dpo")]
     for row in found.get("best of n", {}).get("curve", ()):
@@ -126,26 +104,22 @@ def compared(found: dict[str, Row]) -> list[str]:
             about = ABOUT.get(name, "DPO, β = " + name.removeprefix("dpo "))
             add(f"{about}, at the end", row)
     if row := found.get("ppo loose"):
-        for place in {near(row["curve"], kl) for kl in ways}:
-            add(f"PPO on the way, update {place + 1}", passing(row["curve"], place))
+        passed = {one["step"]: one for one in (near(row["curve"][1:], kl) for kl in ways)}
+        for step, one in passed.items():
+            add(f"PPO on the way, update {step}", one)
     lines = ["| policy | KL | gold | proxy |", "|---|---|---|---|"]
     return [*lines, *(line for _, line in sorted(rows))]
 
 
-def near(curve: list[Row], kl: float) -> int:
-    """The first update whose KL is this much."""
-    over = smooth(curve, "kl") >= kl
-    return int(over.argmax()) if over.any() else len(curve) - 1
+def number(row: Row, name: str) -> str:
+    """A number with its standard error, where that is known."""
+    error = row.get(f"{name}_error")
+    return f"{row[name]:.2f}" if error is None else f"{row[name]:.2f} ± {error:.2f}"
 
 
-def passing(curve: list[Row], place: int) -> Row:
-    """Means over the updates about one."""
-    some = curve[max(0, place + 1 - WINDOW) : place + 1]
-    row: Row = {}
-    for name in ("kl", "gold", "proxy"):
-        x = np.array([each[name] for each in some])
-        row |= {name: float(x.mean()), f"{name}_error": float(x.std(ddof=1) / math.sqrt(len(x)))}
-    return row
+def near(curve: list[Row], kl: float) -> Row:
+    """The evaluation whose KL is nearest to this."""
+    return min(curve, key=lambda row: abs(row["kl"] - kl))
 
 
 def draw(rows: list[Row], out: Path) -> None:
@@ -165,15 +139,13 @@ def draw_training(found: dict[str, Row], out: Path) -> None:
     panels = figure.subplots(2, len(names), sharex="col", sharey="row", squeeze=False, height_ratios=(2, 1))
     for name, (upper, lower) in zip(names, panels.T, strict=True):
         curve = found[name]["curve"]
-        updates = np.arange(1, len(curve) + 1)
+        updates = column(curve, "step")
         for what, colour in (("proxy", "C0"), ("gold", "C1")):
-            upper.plot(updates, [row[what] for row in curve], ".", markersize=2, alpha=0.4, color=colour)
-            upper.plot(updates, smooth(curve, what), color=colour, label=what)
-        lower.plot(updates, smooth(curve, "kl"), color="C2", label="KL from SFT, nats")
-        if (at := alarm(curve)) is not None:
-            for axes in (upper, lower):
-                axes.axvline(at + 1, color="C3", linestyle="--", linewidth=1)
-            upper.plot([], [], color="C3", linestyle="--", linewidth=1, label="gold falls, proxy rises: alarm")
+            upper.plot(updates, column(curve, what), ".-", color=colour, label=what)
+        lower.plot(updates, column(curve, "kl"), ".-", color="C2", label="KL from SFT")
+        for each in found[name]["alarms"]:
+            upper.axvline(each["step"], color="C3", linestyle="--", linewidth=1, label=f"alarm: {kind(each)}")
+            lower.axvline(each["step"], color="C3", linestyle="--", linewidth=1)
         beta = found[name]["settings"]["run"]["beta"]
         upper.set_title(f"{ABOUT[name]} ({'from ' if name == 'ppo led' else ''}{beta:g})", fontsize=10)
         lower.set_xlabel("updates")
@@ -194,8 +166,8 @@ def draw_kl(found: dict[str, Row], out: Path) -> None:
         for name, colour in (("ppo loose", "C0"), ("ppo led", "C4")):
             if name in found:
                 curve = found[name]["curve"]
-                axes.plot(np.sqrt(np.maximum(smooth(curve, "kl"), 0)), smooth(curve, what), color=colour,
-                          label=ABOUT[name], linewidth=1.2)  # fmt: skip
+                kl = np.sqrt(np.maximum(column(curve, "kl"), 0))
+                axes.plot(kl, column(curve, what), ".-", color=colour, label=ABOUT[name], linewidth=1)
                 point(axes, found[name], what, "o", colour)
         if best := found.get("best of n"):
             kl, y, error = (np.array([row[x] for row in best["curve"]]) for x in ("kl", what, f"{what}_error"))
@@ -213,3 +185,18 @@ def point(axes: Any, row: Row, what: str, marker: str, colour: str, label: str |
     """A policy at the end of its run, judged on its own completions."""
     place = math.sqrt(max(row["kl"], 0))
     axes.errorbar([place], [row[what]], [row[f"{what}_error"]], marker=marker, color=colour, label=label, linestyle="")
+
+
+def column(rows: list[Row], name: str) -> np.ndarray:
+    return np.array([row[name] for row in rows])
+
+
+def kind(alarm: Row) -> str:
+    """In a word or two, which alarm it is."""
+    signs = {
+        "gold": "gold falls, proxy rises",
+        "nats a sequence": "KL",
+        "completions": "length",
+        "repeat": "repetition",
+    }
+    return next((word for sign, word in signs.items() if sign in alarm["alarm"]), "entropy")
