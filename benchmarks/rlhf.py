@@ -152,7 +152,7 @@ def sft(step: str, c: Context) -> Row:
     parameters = base(c.folder / "base", c.seed)
     run = language.train(
         c.folder / "base", learning(), "sft", out=c.told(step), quiet=True, seed=c.seed, threads=c.threads,
-        **TRAINING | {"max_tokens": 64} | SFT,
+        **{**TRAINING, "max_tokens": 64, **SFT},
     )  # fmt: skip
     assert run.score is not None
     return {"parameters": parameters, "sentences": len(learning()), "loss": run.score.row()["loss"]}
