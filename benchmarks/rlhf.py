@@ -25,24 +25,18 @@ import numpy as np
 import torch
 from machine import machine, versions
 from rlhf_gold import base, cut, digest, gold, sentences
+from rlhf_judge import lines, right, sampled, scorer
 
 from proximo import language
 from proximo.run.files import replace_durably
 from proximo.run.folder import read_rows
-from proximo.run.language.build import reward_model
-from proximo.run.language.judge import drift_of
-from proximo.run.language.speaker import ModelReward
-from proximo.sources.sampling import Sampling
-from proximo.sources.text.examples import Example, ids
-from proximo.sources.text.loader import Loader
-from proximo.sources.tokens import TokenSource
 
 Row = dict[str, Any]
 PLACE = ("step", "seed")
 LENGTH, TESTED = 32, 128  # tokens of a completion; sentences that nobody learns from
 SHARP = 2.0  # how sure the one who prefers is: P(a over b) = σ(SHARP · difference of gold, deviations of SFT's)
 JUDGED = 256  # completions that a policy is judged by
-TRAINING: dict[str, Any] = dict(max_tokens=LENGTH, too_long="drop", eval_every=0, checkpoint_every=10**9, device="cpu")
+TRAINING: dict[str, Any] = dict(max_tokens=LENGTH, too_long="drop", eval_every=0, checkpoint_every=50, device="cpu")
 SFT: dict[str, Any] = dict(steps=400, batch=32, lr=3e-3, whole_text=True)
 PAIRS, HELD = 400, 500  # that the reward model and DPO learn from; that the reward model is judged by
 REWARD: dict[str, Any] = dict(steps=50, batch=16, lr=5e-4)
@@ -104,7 +98,11 @@ def take(step: str, c: Context, path: Path) -> None:
     settings = json.loads(json.dumps({"text": digest(), **asked(step)}))
     if any((row["step"], row["seed"], row["settings"]) == (step, c.seed, settings) for row in c.rows):
         return
-    shutil.rmtree(c.told(step), ignore_errors=True)
+    began = c.folder / "began" / f"{step}.json"
+    if not began.exists() or json.loads(began.read_text()) != settings:
+        shutil.rmtree(c.told(step), ignore_errors=True)
+    began.parent.mkdir(parents=True, exist_ok=True)
+    began.write_text(json.dumps(settings))
     begin = time.perf_counter()
     found = work_of(step)(step, c)
     row: Row = {"step": step, "seed": c.seed, **found, "seconds": round(time.perf_counter() - begin, 1)}
@@ -150,58 +148,32 @@ def shuffled() -> list[str]:
 def sft(step: str, c: Context) -> Row:
     """The model that all else begins with."""
     parameters = base(c.folder / "base", c.seed)
-    run = language.train(
-        c.folder / "base", learning(), "sft", out=c.told(step), quiet=True, seed=c.seed, threads=c.threads,
-        **{**TRAINING, "max_tokens": 64, **SFT},
-    )  # fmt: skip
-    assert run.score is not None
-    return {"parameters": parameters, "sentences": len(learning()), "loss": run.score.row()["loss"]}
+    run = trained(c, step, c.folder / "base", learning(), "sft", max_tokens=64, **SFT)
+    (row,) = read_rows(run / "eval.jsonl")
+    return {"parameters": parameters, "sentences": len(learning()), "loss": row["loss"]}
 
 
-class Sampled(NamedTuple):
-    """Completions, N of them, and what is known of each."""
-
-    prompts: list[str]
-    texts: list[str]
-    proxy: np.ndarray
-    kl: np.ndarray  # Σ log π − log π_ref, nats; nought where there is no reference
-    length: np.ndarray
-    ended: np.ndarray
-
-    @property
-    def gold(self) -> np.ndarray:
-        return np.array(gold(self.prompts, self.texts))
-
-
-def sampled(run: Path, prompts: list[str], each: int, seed: int, proxy: Path | None = None) -> Sampled:
-    """So many completions of each prompt, by the model of a run; with what a reward model says of them."""
-    speaker = language.load(run)
-    words = speaker.words
-    judge: Any = nothing if proxy is None else ModelReward(*reward_model(proxy), words.tokenizer)
-    asked = [Example(ids(*speaker.tokens(prompt)), (), prompt, {}) for prompt in prompts]
-    sampling = Sampling(LENGTH, eos=(words.eos,), pad=words.pad)
-    source = TokenSource(Loader(asked, 0), speaker.generator, sampling, judge, words.decode, len(asked), each, 256)
-    torch.manual_seed(seed)
-    parts = []
-    for i in range(0, len(asked), max(1, 512 // each)):
-        some = asked[i : i + max(1, 512 // each)]
-        batch, texts = source.rewarded(speaker.policy, some, each)
-        numbers = (batch.reward.sum(0), drift_of(batch), batch.mask.sum(0), batch.ended.any(0))
-        parts.append((texts, *(x.numpy() for x in numbers)))
-    texts, *numbers = zip(*parts, strict=True)
-    again = [prompt for prompt in prompts for _ in range(each)]
-    return Sampled(again, [text for part in texts for text in part], *(np.concatenate(x) for x in numbers))
-
-
-def nothing(prompts: list[str], completions: list[str]) -> list[float]:
-    return [0.0] * len(prompts)
+def trained(c: Context, step: str, model: Path, data: Any, algo: str, **settings: Any) -> Path:
+    """The folder of a run, in which it came to its end; one that was stopped goes on."""
+    told: dict[str, Any] = {**TRAINING, "seed": c.seed, "threads": c.threads, **settings}
+    out = c.told(step)
+    rows = read_rows(out / "eval.jsonl")
+    if rows and rows[-1]["step"] >= told["steps"]:
+        return out
+    if (out / "config.json").exists():
+        run = language.resume(out, data, gold=settings.get("gold"), steps=told["steps"], quiet=True)
+    else:
+        run = language.train(model, data, algo, out=out, quiet=True, **told)
+    if not run.finished:
+        sys.exit(f"{step} was interrupted: the same command goes on with it")
+    return out
 
 
 def pairs(step: str, c: Context) -> Row:
-    """Preferences between SFT's own completions, by Bradley and Terry from gold; half of a pair was drawn from each."""
+    """Preferences between two of SFT's own completions of a prompt, drawn from gold by Bradley and Terry's model."""
     prompts = [each["prompt"] for each in learning()][: PAIRS + HELD]
     prompts += prompts[: PAIRS + HELD - len(prompts)]
-    both = sampled(c.told("sft"), prompts, 2, 1000 + c.seed)
+    both = sampled(c.told("sft"), prompts, 2, LENGTH, 1000 + c.seed)
     scores, random = both.gold.reshape(-1, 2), np.random.default_rng(c.seed)
     mean, deviation = scores.mean(), scores.std()
     difference = SHARP * (scores[:, 0] - scores[:, 1]) / deviation
@@ -212,43 +184,24 @@ def pairs(step: str, c: Context) -> Row:
         pair = (one, other) if better else (other, one)
         if one.strip() and other.strip() and one != other:
             found.append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
-    c.told(step).mkdir(parents=True)
+    c.told(step).mkdir(parents=True, exist_ok=True)
     learned, held = found[:PAIRS], found[PAIRS:]
     for name, some in (("learned", learned), ("held", held)):
         (c.told(step) / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in some))
+    real = [cut(each)["completion"] for each in shuffled()[-TESTED:]]
     return {
         "pairs": len(learned), "held": len(held), "ceiling": right(held, gold), "mean": float(mean),
-        "deviation": float(deviation), "sentences": float(np.mean([gold([""], [cut(s)["completion"]]) for s in
-        shuffled()[-TESTED:]])), "ended": float(both.ended.mean()), "length": float(both.length.mean()),
+        "deviation": float(deviation), "sentences": float(np.mean(gold(testing(), real))),
+        "ended": float(both.ended.mean()), "length": float(both.length.mean()),
     }  # fmt: skip
-
-
-def lines(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
-
-
-def right(held: list[dict[str, str]], judge: Callable[[list[str], list[str]], Any]) -> float:
-    """The share of pairs whose chosen completion a judge finds better."""
-    prompts = [pair["prompt"] for pair in held]
-    chosen, rejected = (np.array(judge(prompts, [pair[side] for pair in held])) for side in ("chosen", "rejected"))
-    return float(np.mean((chosen > rejected) + 0.5 * (chosen == rejected)))
 
 
 def reward(step: str, c: Context) -> Row:
     """The reward model, and how it tells pairs apart that it did not learn from."""
-    run = language.train(
-        c.told("sft"), c.told("pairs") / "learned.jsonl", "reward", out=c.told(step), quiet=True, seed=c.seed,
-        threads=c.threads, **TRAINING | REWARD,
-    )  # fmt: skip
-    model, words = reward_model(run.folder)
-    judge = ModelReward(model, words, words.tokenizer)
-
-    def scored(prompts: list[str], texts: list[str]) -> list[float]:
-        asked = [words.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        return judge.scores(asked, [judge.answer(text, True) for text in texts])
-
+    run = trained(c, step, c.told("sft"), c.told("pairs") / "learned.jsonl", "reward", **REWARD)
+    scored = scorer(run)
     learned_from, held = (lines(c.told("pairs") / f"{name}.jsonl") for name in ("learned", "held"))
-    seen = sampled(c.told("sft"), testing(), JUDGED // TESTED, 2000 + c.seed, run.folder)
+    seen = sampled(c.told("sft"), testing(), JUDGED // TESTED, LENGTH, 2000 + c.seed, run)
     return {
         "accuracy": right(held, scored), "ceiling": right(held, gold), "accuracy_learned": right(learned_from, scored),
         "mean": float(seen.proxy.mean()), "deviation": float(seen.proxy.std()),
@@ -265,7 +218,7 @@ def units(c: Context, gold: np.ndarray, proxy: np.ndarray) -> tuple[np.ndarray, 
 def best_of_n(step: str, c: Context) -> Row:
     """Gold and proxy of the best of n, without bias for all n at once: of m completions in the order of their proxy
     the i-th is the best of n that are drawn from them with probability C(i − 1, n − 1) / C(m, n)."""
-    found = sampled(c.told("sft"), testing()[:ASKED], BEST, 3000 + c.seed, c.told("reward"))
+    found = sampled(c.told("sft"), testing()[:ASKED], BEST, LENGTH, 3000 + c.seed, c.told("reward"))
     real, learned = (x.reshape(ASKED, BEST) for x in units(c, found.gold, found.proxy))
     order = learned.argsort(1)
     real, learned = (np.take_along_axis(x, order, 1) for x in (real, learned))
@@ -281,28 +234,24 @@ def best_of_n(step: str, c: Context) -> Row:
 
 def learned(step: str, c: Context) -> Row:
     """A policy by PPO or DPO, judged on sentences that nobody learned from; of PPO its way there, and its alarms."""
-    algo = step.split()[0]
-    common: dict[str, Any] = dict(out=c.told(step), quiet=True, seed=c.seed, threads=c.threads)
-    if algo == "dpo":
-        language.train(c.told("sft"), c.told("pairs") / "learned.jsonl", "dpo", **common, **TRAINING | RUNS[step])
+    if step.startswith("dpo"):
+        trained(c, step, c.told("sft"), c.told("pairs") / "learned.jsonl", "dpo", **RUNS[step])
         return judged_by(step, c)
     prompts = [{"prompt": each["prompt"]} for each in learning()]
     proxy = str(c.told("reward"))
-    run = language.train(
-        c.told("sft"), prompts, "ppo", reward_model=proxy, gold=gold, **common, **TRAINING | RUNS[step]
-    )
-    rows = read_rows(run.folder / "eval.jsonl")
+    run = trained(c, step, c.told("sft"), prompts, "ppo", reward_model=proxy, gold=gold, **RUNS[step])
+    rows = read_rows(run / "eval.jsonl")
     real, judged = units(c, *(np.array([row[name] for row in rows]) for name in ("gold", "return_mean")))
     curve = [{"step": 0, "kl": 0.0, "gold": 0.0, "proxy": 0.0}]  # SFT itself
     for row, g, p in zip(rows, real, judged, strict=True):
         told = {name: row[name] for name in ("step", "length_mean", "ended")}
         curve.append({**told, "kl": row["kl_ref"], "gold": float(g), "proxy": float(p)})
-    return {**judged_by(step, c), "curve": curve, "alarms": read_rows(run.folder / "alarms.jsonl")}
+    return {**judged_by(step, c), "curve": curve, "alarms": read_rows(run / "alarms.jsonl")}
 
 
 def judged_by(step: str, c: Context) -> Row:
     """Gold, proxy and KL of a policy, each with its standard error, and three of its completions."""
-    found = sampled(c.told(step), testing(), JUDGED // TESTED, 4000 + c.seed, c.told("reward"))
+    found = sampled(c.told(step), testing(), JUDGED // TESTED, LENGTH, 4000 + c.seed, c.told("reward"))
     row: Row = {"length": float(found.length.mean()), "ended": float(found.ended.mean())}
     for name, x in zip(("gold", "proxy", "kl"), (*units(c, found.gold, found.proxy), found.kl), strict=True):
         row |= {name: float(x.mean()), f"{name}_error": float(x.std(ddof=1) / math.sqrt(len(x)))}

@@ -71,7 +71,7 @@ def told(found: dict[str, Row]) -> list[str]:
     if row := found.get("reward"):
         lines.append(
             f"- Reward model: {row['accuracy']:.1%} of held-out pairs, where gold itself tells {row['ceiling']:.1%}"
-            f" ({row['accuracy_learned']:.1%} of those it learned from); with gold it correlates {row['correlation']:.2f}."
+            f" ({row['accuracy_learned']:.1%} of those it saw); with gold it correlates {row['correlation']:.2f}."
         )
     for name in ("ppo loose", "ppo led"):
         if row := found.get(name):
