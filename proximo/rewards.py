@@ -6,8 +6,9 @@
     reward = missing_eos(Weighted({"exact_match": (exact_match, 1.0), "short": (short, 0.1)}))
 
 It is called by keywords: `prompts`, `completions` and the columns of the data set, lists of N each, of which a function
-without `**columns` gets those that it names. Two columns are always there: `length`, the tokens of each completion, EOS
-included, and `ended`, whether it came to its EOS. It returns N finite numbers.
+without `**columns` gets those that it names. Always there are `length`, the tokens of each completion, EOS included,
+`ended`, whether it came to its EOS, and the tokens themselves, `prompt_ids` and `completion_ids`. It returns N finite
+numbers.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from proximo.rewards import Reward
 from proximo.run import checkpoint
 from proximo.run.language.build import Given, build
 from proximo.run.language.judge import LanguageScore
-from proximo.run.language.session import computing, load, plan_of
+from proximo.run.language.session import computing, load, must_have, plan_of
 from proximo.run.run import load_policy
 from proximo.sources.tokens import TokenSource
 
@@ -77,6 +77,7 @@ def evaluated(
     `against` is another run, or a model: the judge is the reward, and says whose completion of a prompt is worth more.
     """
     plan = plan_of(path)
+    must_have(plan, "evaluate", data=data, reward=reward)
     run = replace(
         plan.run, eval_prompts=prompts, temperature=plan.run.temperature if temperature is None else temperature
     )

@@ -85,9 +85,7 @@ def resume(
     """
     path = Path(path)
     plan = plan_of(path)
-    for name, mine in (("data", data), ("reward", reward), ("gold", gold)):
-        if name in plan.yours and mine is None:
-            raise RunFolderError(f"the {name} of this run came from Python: proximo.language.resume(…, {name}=…)")
+    must_have(plan, "resume", data=data, reward=reward, gold=gold)
     asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
     saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
@@ -131,6 +129,13 @@ def plan_of(path: Path) -> LanguagePlan:
     if not isinstance(plan, LanguagePlan):
         raise RunFolderError(f"{path} is a run in an environment, not one of a language model")
     return plan
+
+
+def must_have(plan: LanguagePlan, verb: str, **given: Any) -> None:
+    """RunFolderError where something of a run came from Python and is not there now."""
+    for name, mine in given.items():
+        if name in plan.yours and mine is None:
+            raise RunFolderError(f"the {name} of this run came from Python: proximo.language.{verb}(…, {name}=…)")
 
 
 @contextmanager
