@@ -1,5 +1,6 @@
 """The `proximo language` command: train, ask and judge language models. Each verb is a function."""
 
+import sys
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
@@ -33,7 +34,10 @@ def train_verb(algo: str) -> Callable[..., LanguageTrain]:
     ) -> LanguageTrain:
         return session.begin(LanguagePlan(algo, model, data, run, algorithm), data, None, out, quiet)
 
-    train.__doc__ = f"""{(LANGUAGE[algo].__doc__ or "").strip()}
+    title = (sys.modules[LANGUAGE[algo].__module__].__doc__ or "").strip()
+    train.__doc__ = f"""{title}
+
+        {(LANGUAGE[algo].__doc__ or "").strip()}
 
         Args:
             model: a folder with a model and its tokenizer, a finished run's folder, or a hub id.

@@ -19,10 +19,12 @@ from proximo.run.files import parse_json, read_bytes, read_json, replace_durably
 from proximo.run.language.plan import LanguagePlan
 from proximo.run.language.plan import from_json as language_from_json
 from proximo.run.plan import Plan
+from proximo.run.samples import page
 
 LOG_LIMIT = 2**30  # bytes
 TAIL = 2**14  # bytes; far more than a row of metrics
 CONFIG, METRICS, EVALS, DRIFT, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "drift.jsonl", "curve.png"
+SAMPLES, SAMPLES_PAGE = "samples.jsonl", "samples.md"
 
 
 def new_folder(out: str | Path | None, config: Resolved | LanguagePlan, seeds: Sequence[int] = ()) -> Path:
@@ -156,8 +158,10 @@ def last_row(path: Path) -> dict[str, Any] | None:
 
 def rewind(path: Path, step: int) -> None:
     """Drop what was logged after `step`: a resumed run will log it again."""
-    for name in (METRICS, EVALS, DRIFT):
+    for name in (METRICS, EVALS, DRIFT, SAMPLES):
         if not os.path.lexists(path / name):
             continue
         kept = [row for row in read_rows(path / name) if row["step"] <= step]
         replace_durably(path / name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        if name == SAMPLES:
+            replace_durably(path / SAMPLES_PAGE, page(kept).encode())

@@ -106,5 +106,5 @@ def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -
     if score is None:
         return
     run.score = score
-    log.evaluation({"step": run.step, **score.row()})
+    log.evaluation({"step": run.step, **score.row()}, score.samples)
     reporter.evaluation(score)

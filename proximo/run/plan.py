@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -79,6 +79,16 @@ class Rating(Protocol):
     def mean(self) -> float: ...
     @property
     def std(self) -> float: ...
+    @property
+    def counted(self) -> str:
+        """What there is a return of each: episodes, prompts, …"""
+        ...
+
+    @property
+    def samples(self) -> Sequence[dict[str, Any]]:
+        """What there is to look at of some of it, rows of samples.jsonl."""
+        ...
+
     def row(self) -> dict[str, Any]: ...
 
 

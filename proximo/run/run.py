@@ -69,7 +69,9 @@ class Run(Generic[P, A, S]):
         """What the command says at the end."""
         s = self.score
         lines = [
-            "score  –" if s is None else f"score  {rounded(s.mean)} ± {rounded(s.std)} over {len(s.returns)} episodes"
+            "score  –"
+            if s is None
+            else f"score  {rounded(s.mean)} ± {rounded(s.std)} over {len(s.returns)} {s.counted}"
         ]
         if self.interrupted and not self.finished:
             lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
@@ -81,7 +83,7 @@ class Run(Generic[P, A, S]):
             drift = f"{self.ledger.drift.item():.3g} from the reference"
             lines += [f"drift  {drift}; {cut:,} of {len(rows):,} updates were cut or undone"]
         if self.seconds > 0:
-            each = f"{rounded(self.step / self.seconds)} steps/s"
+            each = f"{rounded(self.step / self.seconds)} {self.config.axes[0].split()[-1]}/s"
             lines += [f"speed  {each} ({self.step:,} in {self.seconds:,.0f} s, evaluations aside)"]
         if (self.folder / folder.CURVE).exists():
             lines += [f"curve  {self.folder / folder.CURVE}"]

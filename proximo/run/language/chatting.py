@@ -54,9 +54,8 @@ class Verdict:
 
     def summary(self) -> list[str]:
         s = self.score
-        lines = [
-            f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} prompts, {np.mean(s.lengths):.1f} tokens each"
-        ]
+        each = "" if s.counted == "pairs" else f", {np.mean(s.lengths):.1f} tokens each"
+        lines = [f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} {s.counted}{each}"]
         lines += [f"{name:7} {value:.4g}" for name, value in s.more.items()]
         if self.wins is not None and self.interval is not None:
             low, high = self.interval

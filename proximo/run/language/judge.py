@@ -29,6 +29,7 @@ class LanguageScore:
     lengths: list[int]
     more: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    counted: str = "prompts"
 
     @property
     def mean(self) -> float:
@@ -50,19 +51,19 @@ def completing(source: TokenSource, policy: Any, examples: Sequence[Example], se
         with borrowed_generators():
             seed_all(derived(seed, EVALUATION, 0))
             batch, texts = source.rewarded(policy, examples, 1)
-        rewards, kl = batch.reward.sum(0), drift_of(batch)
-        rows = zip(examples, texts, rewards.tolist(), kl.tolist(), strict=True)
+        rewards, kl = batch.reward.sum(0), drift_of(batch) if "ref_logp" in vars(batch) else None
+        far: list[float | None] = [None] * len(texts) if kl is None else kl.tolist()
+        rows = zip(examples, texts, rewards.tolist(), far, strict=True)
         samples = [dict(prompt=each.text, completion=text, reward=r, kl=d) for each, text, r, d in rows][:SHOWN]
-        more = {"kl_ref": kl.mean().item(), "ended": batch.ended.any(0).float().mean().item()}
+        more = {} if kl is None else {"kl_ref": kl.mean().item()}
+        more["ended"] = batch.ended.any(0).float().mean().item()
         return LanguageScore(rewards.tolist(), batch.mask.sum(0).tolist(), more, samples)
 
     return judge
 
 
 def drift_of(batch: Batch) -> torch.Tensor:
-    """Σ log π − log π_ref of each sequence, [N], nats; zero where there is no reference."""
-    if "ref_logp" not in vars(batch):
-        return torch.zeros_like(batch.logp.sum(0))
+    """Σ log π − log π_ref of each sequence, [N], nats."""
     return torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
 
 
@@ -81,6 +82,7 @@ def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Jud
             [logp / length for logp, length in zip(logps, lengths, strict=True)],
             lengths,
             {"loss": -total, "perplexity": float(np.exp(-total))},
+            counted="texts",
         )
 
     return judge
@@ -101,8 +103,7 @@ def preferring(source: TextSource, policy: Any, examples: Sequence[Example], bet
                 h = in_pieces(batch, source.at_once, lambda part: implicit_margin(policy.evaluate(part), part)[None])
                 found += (beta * h[0]).tolist()
         right = [float(x > 0) for x in found]
-        return LanguageScore(
-            right, [1] * len(right), {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}
-        )
+        more = {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}
+        return LanguageScore(right, [1] * len(right), more, counted="pairs")
 
     return judge
