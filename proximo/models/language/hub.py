@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from proximo.errors import ConfigError, MissingExtra
 
 NEEDED = (5, 3)  # before it a model's config.json could run code (CVE-2026-4372)
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+NEW = ("critic", "head", "gain", "bias")  # what policies and reward models add to a model
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -125,6 +127,33 @@ def tokenizer_of(path: Path) -> Any:
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} holds no tokenizer that can be loaded: {error}") from None
     return tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A block in which the libraries do not warn of each other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def learner(path: Path, rank: int | None = None, checkpointing: bool = False) -> Any:
+    """The model in a folder as it learns: by adapters of a rank alone, where there is one.
+
+    With `checkpointing` it is in training mode, or transformers would keep no checkpoints; there is no dropout in it
+    that this could wake.
+    """
+    model = causal_model(path)
+    with quiet():
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model = model if rank is None else adapted(model, rank)
+    return model.train(checkpointing)
+
+
+def saves(rank: int | None) -> Callable[[str], bool]:
+    """Which tensors of a learner, by their names, a checkpoint holds: with adapters, those and new heads alone."""
+    return lambda name: rank is None or "lora_" in name or name.split(".")[0] in NEW
 
 
 def adapted(model: Any, rank: int) -> Any:

@@ -15,7 +15,8 @@ from proximo.batch import Batch
 from proximo.drift import Distances, Tensors
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.language.build import CriticKind, language_policy
-from proximo.models.language.hub import causal_model, digest_of, folder_of
+from proximo.models.language.build import reward_model as fresh_reward_model
+from proximo.models.language.hub import digest_of, folder_of
 from proximo.models.language.policy import LanguagePolicy, in_pieces
 from proximo.models.language.reward import RewardModel
 from proximo.reduce import masked_mean
@@ -79,7 +80,7 @@ def policy_of(plan: LanguagePlan, path: Path) -> Any:
     """The model that learns, with fresh heads from torch's global generator."""
     run, needs = plan.run, plan.algorithm.needs
     if plan.algo == "reward":
-        return RewardModel(causal_model(path), run.precision).to(run.device)
+        return fresh_reward_model(path, run.lora, run.precision, run.checkpointing, run.device)
     kind: CriticKind = "mini" if "values" in needs else "shared" if "value" in needs else "none"
     if run.critic != "auto":
         kind = run.critic
