@@ -74,7 +74,7 @@ class Guard:
 
     def __init__(self, run: Run) -> None:
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
-        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, **ledger)
+        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
         self.snapshot = Snapshot(self.live)
         self.before = self.snapshot.tensors
 

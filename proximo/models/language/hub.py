@@ -16,6 +16,7 @@ from proximo.errors import ConfigError, MissingExtra
 
 NEEDED = (5, 3)  # before it a model's config.json could run code (CVE-2026-4372)
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+SAID = 240  # characters of what transformers says of a folder, which may be all classes that it knows
 NEW = ("critic", "head", "gain", "bias")  # what policies and reward models add to a model
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
@@ -72,9 +73,16 @@ def causal_model(path: Path, num_layers: int | None = None) -> Any:
         without_dropout(config)
         if num_layers is not None:
             config.num_hidden_layers = min(num_layers, config.num_hidden_layers)
-        return library.AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        ).eval()
+        model, loading = library.AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    if missing := sorted(loading["missing_keys"]):
+        raise ConfigError(f"{path} has no weights for {missing[0]} ({len(missing)} in all are missing)")
+    for name, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise ConfigError(f"{path}: the weights {name} hold NaN or infinite numbers")
+    return model.eval()
 
 
 def must_be_model(path: Path) -> None:
@@ -91,15 +99,15 @@ def must_be_model(path: Path) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Path, what: str = "a causal language model") -> Iterator[None]:
     """What transformers says of a folder it cannot load, in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        text = str(error)
+    except Exception as error:  # of any kind: whatever a stranger's file leads it to
+        text = str(error) or type(error).__name__
         if "trust_remote_code" in text:
             text = "it brings code of its own, which is not run"
-        raise ConfigError(f"{path} cannot be loaded as a causal language model: {text}") from None
+        raise ConfigError(f"{path} cannot be loaded as {what}: {text[:SAID]}") from None
 
 
 def without_dropout(config: Any) -> None:
@@ -122,11 +130,8 @@ def width_of(model: Any) -> int:
 def tokenizer_of(path: Path) -> Any:
     """The tokenizer in a model's folder; it has an end of text, and a padding token that is another one."""
     library = transformers()
-    try:
-        tokenizer = library.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} holds no tokenizer that can be loaded: {error}") from None
-    return tokenizer
+    with told(path, "a tokenizer"):
+        return library.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,12 @@ from proximo.drift import Distances, Tensors
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.language.build import CriticKind, language_policy
 from proximo.models.language.build import reward_model as fresh_reward_model
-from proximo.models.language.hub import digest_of, folder_of
+from proximo.models.language.hub import digest_of, folder_of, must_be_model
 from proximo.models.language.policy import LanguagePolicy, in_pieces
 from proximo.models.language.reward import RewardModel
 from proximo.reduce import masked_mean
 from proximo.reference import sequence_kl
-from proximo.rewards import Reward, Weighted, missing_eos, named
+from proximo.rewards import Reward, Weighted, missing_eos, must_have_columns, named
 from proximo.run import checkpoint, folder
 from proximo.run.language.judge import completing, preferring, reading
 from proximo.run.language.material import Material, Say, Words, material, words_of
@@ -34,7 +34,7 @@ from proximo.sources.generation import generator_named
 from proximo.sources.sampling import Sampling
 from proximo.sources.text.loader import Loader
 from proximo.sources.texts import TextSource, as_pairs, as_texts
-from proximo.sources.tokens import TokenSource
+from proximo.sources.tokens import ALWAYS, TokenSource
 
 GROUP = 8  # completions of a prompt that are compared
 Judged = LanguagePolicy | RewardModel
@@ -44,10 +44,13 @@ LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
 def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> LanguageTrain:
     """All parts; ConfigError for what cannot work, CheckpointError where model or data are not the plan's any more."""
     path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
+    must_be_model(path)
+    must_apply(plan, kind)
     words = words_of(path, say)
     policy = policy_of(plan, path)
     context = getattr(policy.model.config, "max_position_embeddings", None)
     found = material(data, kind, words, plan.run, context, say)
+    found.must_fit(policy.model.get_input_embeddings().weight.shape[0], words)
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
     speaker = Speaker(policy, words, generator_named(plan.run.generator, plan.run.precision))
@@ -62,7 +65,10 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    group = run.group or (GROUP if "group" in plan.algorithm.needs else 1)
+    compares = "group" in plan.algorithm.needs
+    group = run.group or (GROUP if compares else 1)
+    if compares and group == 1:
+        raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
     return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or os.cpu_count() or 1))
 
 
@@ -74,6 +80,22 @@ def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
     if plan.examples not in ("", examples):
         raise CheckpointError(f"the data {plan.data} is not what this run began with: its examples differ")
     return replace(plan, weights=weights, examples=examples)
+
+
+def must_apply(plan: LanguagePlan, kind: str) -> None:
+    """ConfigError for settings that the algorithm has no use for, or not in this combination."""
+    run, needs, name = plan.run, plan.algorithm.needs, plan.algo
+    judged = {"value", "values"} & needs
+    if kind != "completions" and (run.rewards or run.reward_model or run.missing_eos is not None):
+        raise ConfigError(f"{name} learns from a data set and takes no reward: leave it out")
+    if kind != "texts" and (run.pack or run.whole_text):
+        raise ConfigError(f"{'pack' if run.pack else 'whole_text'} is for texts (sft), and {name} learns from {kind}")
+    if plan.algorithm.minibatches > (lanes := run.batch * (run.group or 1)):
+        raise ConfigError(f"minibatches is {plan.algorithm.minibatches}, but an update has only {lanes} sequences")
+    if run.critic != "auto" and bool(judged) != (run.critic != "none"):
+        raise ConfigError(f"critic is {run.critic}, but {name} {'needs one' if judged else 'has none'}: leave it out")
+    if "values" in needs and run.critic not in ("auto", "mini"):
+        raise ConfigError(f"critic is {run.critic}, but {name} compares two: mini")
 
 
 def policy_of(plan: LanguagePlan, path: Path) -> Any:
@@ -99,11 +121,11 @@ def source_of(
     loader = Loader(found.learned, run.seed)
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
-        worth = reward_of(run, words, reward)
+        worth = reward_of(run, words, reward, {name for each in found.learned for name in each.columns})
         numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs
         source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
         return source, completing(source, policy, held, run.seed)
-    if reward is not None or run.rewards or run.reward_model:
+    if reward is not None:
         raise ConfigError(f"{plan.algo} learns from a data set and takes no reward: leave it out")
     rows = as_pairs(words.pad) if kind == "pairs" else as_texts(words.pad, run.pack)
     source = TextSource(loader, rows, run.batch, "ref_logp" in plan.algorithm.needs, run.at_once)
@@ -112,8 +134,8 @@ def source_of(
     return source, preferring(source, policy, held, getattr(plan.algorithm, "beta", None))
 
 
-def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
-    """What completions are worth: the built-in rewards, the model's and the user's, summed."""
+def reward_of(run: LanguageRun, words: Words, own: Reward | None, columns: Collection[str]) -> Reward:
+    """What completions are worth, data with these columns: built-in rewards, the model's and the user's, summed."""
     parts: dict[str, tuple[Reward, float]] = {}
     for asked in run.rewards:
         name, _, weight = asked.partition("=")
@@ -129,6 +151,8 @@ def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
         parts["yours"] = own, 1.0
     if not parts:
         raise ConfigError("completions need a reward: --rewards exact_match, --reward-model DIR, or reward=… in Python")
+    for name, (part, _) in parts.items():
+        must_have_columns(part, {*columns, *ALWAYS}, name)
     worth = Weighted(parts)
     return worth if run.missing_eos is None else missing_eos(worth, run.missing_eos)
 
