@@ -48,13 +48,15 @@ def train_verb(algo: str) -> Callable[..., LanguageTrain]:
     return train
 
 
-def chat(dir: Dir, prompt: str | None = None, max_tokens: int = 128, temperature: float = 1.0, seed: int = 0) -> None:
+def chat(
+    dir: Dir, prompt: str | None = None, max_tokens: int | None = None, temperature: float = 1.0, seed: int = 0
+) -> None:
     """Complete what you type, with a run's newest good checkpoint; an empty line ends it.
 
     Args:
         dir: the run's folder.
         prompt: complete this alone, and end.
-        max_tokens: longest completion.
+        max_tokens: longest completion; by default as the run had it.
         temperature: 0 takes the most likely token each time.
         seed: of the tokens that are drawn.
     """

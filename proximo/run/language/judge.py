@@ -51,7 +51,8 @@ def completing(source: TokenSource, policy: Any, examples: Sequence[Example], se
         with borrowed_generators():
             seed_all(derived(seed, EVALUATION, 0))
             batch, texts = source.rewarded(policy, examples, 1)
-        rewards, kl = batch.reward.sum(0), drift_of(batch) if "ref_logp" in vars(batch) else None
+        likeliest = source.sampling.temperature == 0  # drawn from nothing that could be far from the reference
+        rewards, kl = batch.reward.sum(0), None if likeliest or "ref_logp" not in vars(batch) else drift_of(batch)
         far: list[float | None] = [None] * len(texts) if kl is None else kl.tolist()
         rows = zip(examples, texts, rewards.tolist(), far, strict=True)
         samples = [dict(prompt=each.text, completion=text, reward=r, kl=d) for each, text, r, d in rows][:SHOWN]

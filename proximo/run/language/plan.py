@@ -141,6 +141,10 @@ class LanguagePlan:
         return "updates", RETURNS[language_algorithm(self.algo).learns_from]
 
     @property
+    def drift_axis(self) -> str:
+        return "KL(policy ‖ reference) of a sequence, nats"
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What a checkpoint must have in common with the run that loads it."""
         return {"algo": self.algo, "weights": self.weights, "examples": self.examples}
