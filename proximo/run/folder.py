@@ -80,7 +80,7 @@ def read_config(path: Path) -> Resolved:
 
 def read_plan(path: Path) -> Resolved | LanguagePlan:
     """The run's configuration, whatever it trains; RunFolderError if this is no run."""
-    if not path.exists():
+    if not os.path.exists(path):  # nor does one of too long a name
         raise RunFolderError(f"{path} does not exist")
     if seeds := seed_folders(path):
         raise RunFolderError(f"{path} holds the runs of {len(seeds)} seeds: name one of them, such as {seeds[0]}")

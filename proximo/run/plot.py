@@ -100,7 +100,9 @@ def column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 def along(axes: Any, xlabel: str, ylabel: str) -> None:
     """Steps along the bottom, and a grid."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}")
+    axes.xaxis.set_major_formatter(
+        lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
+    )
     axes.grid(alpha=0.3)
 
 

@@ -21,6 +21,7 @@ from proximo.models.language.hub import causal_model
 from proximo.models.language.policy import LanguagePolicy
 from proximo.run.checkpoint import all_of
 from proximo.run.language.build import LanguageTrain
+from tests.conftest import rest_slow
 from tests.language.conftest import Train, letters, online
 from tests.test_resume import without_times
 
@@ -97,7 +98,7 @@ def test_save_and_exact_resume(algo: str, finished: Finished, tmp_path: Path) ->
     assert_same_run(whole.folder, broken)
 
 
-@pytest.mark.parametrize("algo", ["sft", "dpo", "asymmetric_ppo"])
+@pytest.mark.parametrize("algo", ["sft", "ppo"])
 def test_twice_as_long(algo: str, finished: Finished, train: Train, tmp_path: Path) -> None:
     """Half of the updates, then as many more: without a schedule of the learning rate, as all of them at once."""
     whole = train(algo, tmp_path / "whole", anneal_lr=False)
@@ -108,7 +109,7 @@ def test_twice_as_long(algo: str, finished: Finished, train: Train, tmp_path: Pa
         assert here.read_bytes() == there.read_bytes()
 
 
-@every
+@pytest.mark.parametrize("algo", rest_slow(LANGUAGE, ["sft", "reward", "ppo", "grpo", "rloo", "dpo", "ipo"]))
 def test_it_learns_a_tiny_problem(algo: str, train: Train, tmp_path: Path) -> None:
     sizes = dict(batch=8, max_tokens=4, eval_every=0, checkpoint_every=1000)
     run = train(algo, tmp_path / "run", steps=40, lr=1e-2, **sizes)

@@ -17,6 +17,7 @@ from proximo.preferences import last_live
 from proximo.run.checkpoint import all_of
 from proximo.run.language.build import reward_model
 from proximo.run.samples import page
+from tests.conftest import rest_slow
 from tests.language.conftest import Train, letters
 from tests.language.test_runs import assert_same_run, cut, resumed
 
@@ -39,12 +40,14 @@ SETTINGS: dict[str, tuple[str, dict[str, Any]]] = {
     "missing ends": ("reinforce_pp", dict(missing_eos=-1.0)),
 }
 
+QUICK = SETTINGS.keys() - {"adapters, pairs", "whole texts", "an adaptive penalty", "missing ends"}
+
 
 def logged(run: Path, file: str = "metrics.jsonl") -> list[dict[str, Any]]:
     return [json.loads(line) for line in (run / file).read_text().splitlines()]
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize("name", rest_slow(SETTINGS, QUICK))
 def test_it_runs_and_goes_on_exactly(name: str, train: Train, tmp_path: Path) -> None:
     algo, settings = SETTINGS[name]
     whole = train(algo, tmp_path / "whole", **settings)
@@ -68,7 +71,7 @@ def weights(train: Train, algo: str, out: Path, **settings: Any) -> dict[str, to
     return load_file(all_of(train(algo, out, steps=3, **settings).folder)[-1] / "model.safetensors")
 
 
-@pytest.mark.parametrize("algo", ["sft", "dpo", "reward", "grpo", "rloo", "asymmetric_ppo"])
+@pytest.mark.parametrize("algo", rest_slow(["sft", "dpo", "grpo", "rloo", "reward", "asymmetric_ppo"], ["dpo", "rloo"]))
 @pytest.mark.parametrize("settings", [dict(checkpointing=True), dict(micro_batch=3), dict(at_once=3)], ids=str)
 def test_what_saves_memory_changes_nothing(algo: str, settings: dict[str, Any], train: Train, tmp_path: Path) -> None:
     """Three updates of Adam, whose steps of 1e-3 hang on the sign of gradients that are nearly zero."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from proximo.errors import ConfigError, MissingExtra
 
 NEEDED = (5, 3)  # before it a model's config.json could run code (CVE-2026-4372)
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+LONGEST_ID = 200  # characters
 SAID = 240  # characters of what transformers says of a folder, which may be all classes that it knows
 NEW = ("critic", "head", "gain", "bias")  # what policies and reward models add to a model
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -38,9 +40,9 @@ def transformers() -> Any:
 def folder_of(name: str) -> Path:
     """A local folder with the model: the one named, the `model` in a run's folder, or what the hub's id stands for."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path / "model" if (path / "model").is_dir() and (path / "checkpoints").is_dir() else path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if os.path.exists(path) or len(name) > LONGEST_ID or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"model {name} is no folder: name one that holds a model, or a hub id")
     transformers()
     from huggingface_hub import snapshot_download

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -88,7 +89,7 @@ def evaluated(
             raise ConfigError(f"{path} learned from a data set: only models that complete prompts win against others")
         other = replace(plan, run=run, model=against, weights="")
         theirs = build(other, plan.data if data is None else data, reward, lambda text: None)
-        trained = (Path(against) / "checkpoints").is_dir()
+        trained = os.path.isdir(Path(against) / "checkpoints")
         return versus(score, judged(theirs, Path(against) if trained else None, temperature).returns)
 
 

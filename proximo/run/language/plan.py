@@ -19,6 +19,7 @@ RETURNS = {
     "pairs": "share of held-out pairs told apart",
 }
 MOST_TOGETHER = 2**26  # tokens of a collection's rows, however many are asked for
+MOST_RANK = 4_096  # of adapters; more than the width of most models
 ELSEWHERE = {
     "learning_rate": "lr",
     "max_steps": "steps",
@@ -103,6 +104,10 @@ class LanguageRun:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
         if self.seed >= 2**32:
             raise ConfigError(f"seed is {self.seed}: it must be at most {2**32 - 1}")
+        if self.lora is not None and self.lora > MOST_RANK:
+            raise ConfigError(f"lora is {self.lora}: it must be at most {MOST_RANK:,}")
+        if self.pack is not None and self.batch * self.pack > MOST_TOGETHER:
+            raise ConfigError(f"{self.batch:,} rows of {self.pack:,} tokens are too many at once")
         lanes = self.batch * (self.group or 1)
         if lanes * self.max_tokens > MOST_TOGETHER:
             raise ConfigError(f"{lanes:,} completions of {self.max_tokens:,} tokens are too many at once")
