@@ -79,7 +79,7 @@ def test_wrong_types_and_huge_numbers_in_every_field_of_config(hostile: Path) ->
     config = good(hostile)
     assert len(leaves(config)) > 40
     for path in leaves(config):
-        for wrong in ({}, [[]], 10**400, 1e300, -1, "x" * 1_000_000, "\x1b[2J\n", None, float("nan")):
+        for wrong in ({}, [[]], 0, 10**400, 1e300, -1, "x" * 1_000_000, "\x1b[2J\n", None, float("nan")):
             (hostile / "config.json").write_bytes(to_json(changed(config, path, wrong)))
             for verb in VERBS:
                 harmless(verb, hostile)

@@ -11,6 +11,7 @@ from proximo.batch import Batch
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.language.build import CriticKind
+from proximo.run.config import MOST_THREADS
 from proximo.run.settings import built
 
 RETURNS = {
@@ -102,10 +103,9 @@ class LanguageRun:
         check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
-        if self.seed >= 2**32:
-            raise ConfigError(f"seed is {self.seed}: it must be at most {2**32 - 1}")
-        if self.lora is not None and self.lora > MOST_RANK:
-            raise ConfigError(f"lora is {self.lora}: it must be at most {MOST_RANK:,}")
+        for name, most in (("seed", 2**32 - 1), ("threads", MOST_THREADS), ("lora", MOST_RANK)):
+            if (getattr(self, name) or 0) > most:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at most {most}")
         if self.pack is not None and self.batch * self.pack > MOST_TOGETHER:
             raise ConfigError(f"{self.batch:,} rows of {self.pack:,} tokens are too many at once")
         lanes = self.batch * (self.group or 1)
