@@ -101,7 +101,9 @@ def imitated(task: str, seed: int, work: Path) -> Path:
     base, out = work / f"{task}-{seed}-base", work / f"{task}-{seed}-imitated"
     if not base.exists():
         fresh_model(base, seed)
-    updates = dict(steps=UPDATES[task], eval_every=0, max_tokens=ANSWERS, seed=seed, threads=1, quiet=True)
+    updates: dict[str, Any] = dict(
+        steps=UPDATES[task], eval_every=0, max_tokens=ANSWERS, seed=seed, threads=1, quiet=True
+    )
     run(out, lambda: language.train(base, examples(task, seed), "sft", out=out, **IMITATE, **updates), task, seed)
     return out
 
@@ -109,7 +111,7 @@ def imitated(task: str, seed: int, work: Path) -> Path:
 def rewarded(task: str, algo: str, seed: int, work: Path) -> dict[str, Any]:
     """One run of an algorithm, from the imitation on; what is kept of it."""
     out, begin = work / f"{task}-{seed}-{algo}", time.perf_counter()
-    settings = COMMON | ALGOS[algo] | dict(seed=seed, threads=1, rewards=("exact_match",), quiet=True)
+    settings: dict[str, Any] = COMMON | ALGOS[algo] | dict(seed=seed, threads=1, rewards=("exact_match",), quiet=True)
     model = work / f"{task}-{seed}-imitated"
     run(out, lambda: language.train(model, examples(task, seed), algo, out=out, **settings), task, seed)
     rows, evals = read_rows(out / "metrics.jsonl"), read_rows(out / "eval.jsonl")

@@ -1,5 +1,6 @@
 """The `proximo language` command: train, ask and judge language models. Each verb is a function."""
 
+import sys
 from collections.abc import Callable
 from json import dumps
 from pathlib import Path
@@ -33,7 +34,10 @@ def train_verb(algo: str) -> Callable[..., LanguageTrain]:
     ) -> LanguageTrain:
         return session.begin(LanguagePlan(algo, model, data, run, algorithm), data, out=out, quiet=quiet)
 
-    train.__doc__ = f"""{(LANGUAGE[algo].__doc__ or "").strip()}
+    title = (sys.modules[LANGUAGE[algo].__module__].__doc__ or "").strip()
+    train.__doc__ = f"""{title}
+
+        {(LANGUAGE[algo].__doc__ or "").strip()}
 
         Args:
             model: a folder with a model and its tokenizer, a finished run's folder, or a hub id.
@@ -44,13 +48,15 @@ def train_verb(algo: str) -> Callable[..., LanguageTrain]:
     return train
 
 
-def chat(dir: Dir, prompt: str | None = None, max_tokens: int = 128, temperature: float = 1.0, seed: int = 0) -> None:
+def chat(
+    dir: Dir, prompt: str | None = None, max_tokens: int | None = None, temperature: float = 1.0, seed: int = 0
+) -> None:
     """Complete what you type, with a run's newest good checkpoint; an empty line ends it.
 
     Args:
         dir: the run's folder.
         prompt: complete this alone, and end.
-        max_tokens: longest completion.
+        max_tokens: longest completion; by default as the run had it.
         temperature: 0 takes the most likely token each time.
         seed: of the tokens that are drawn.
     """

@@ -16,7 +16,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from proximo.errors import ConfigError, RewardError, unknown
@@ -71,17 +71,28 @@ def name_of(reward: Reward) -> str:
     return getattr(reward, "__name__", type(reward).__name__)
 
 
+def must_have_columns(reward: Reward, columns: Collection[str], name: str) -> None:
+    """ConfigError for a column that a reward needs and that is not there."""
+    asked = _asked(reward) or []
+    needed = [p.name for p in asked if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    if missing := [each for each in needed if each not in columns and each not in ("prompts", "completions")]:
+        there = ", ".join(sorted(columns)) or "none"
+        raise ConfigError(f"the reward {name} needs the column {missing[0]}; there are {there}")
+
+
+def _asked(reward: Reward) -> list[inspect.Parameter] | None:
+    """What a function takes; None where it does not say, as one written in C."""
+    try:
+        return list(inspect.signature(reward).parameters.values())
+    except (TypeError, ValueError):
+        return None
+
+
 def _taken(reward: Reward, columns: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """The columns that a function asks for."""
-    try:
-        asked = inspect.signature(reward).parameters.values()
-    except (TypeError, ValueError):  # of a function written in C
-        return columns
-    own = ("prompts", "completions")
-    needed = [p.name for p in asked if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
-    if missing := [each for each in needed if each not in columns and each not in own]:
-        raise ConfigError(f"the reward {name} needs the column {missing[0]}; there are {', '.join(columns) or 'none'}")
-    if any(p.kind is p.VAR_KEYWORD for p in asked):
+    must_have_columns(reward, columns, name)
+    asked = _asked(reward)
+    if asked is None or any(p.kind is p.VAR_KEYWORD for p in asked):
         return columns
     return {p.name: columns[p.name] for p in asked if p.name in columns}
 

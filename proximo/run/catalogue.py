@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import gymnasium as gym
 from rich.console import Console
@@ -10,10 +12,16 @@ from rich.table import Table
 from rich.text import Text
 
 from proximo.algorithms import ALGORITHMS
+from proximo.algorithms.language import LANGUAGE
 from proximo.presets import PRESETS
 from proximo.presets.preset import Preset
 from proximo.sources.backends import BACKENDS
 from proximo.sources.envpool import envpool_ids
+
+
+def papers(algorithms: Mapping[str, type[Any]]) -> list[tuple[str, str]]:
+    """Each algorithm's name, and the first line of its file."""
+    return [(name, (sys.modules[cls.__module__].__doc__ or "").split("\n")[0]) for name, cls in algorithms.items()]
 
 
 def served(preset: Preset) -> str:
@@ -23,9 +31,9 @@ def served(preset: Preset) -> str:
 
 def show(console: Console) -> None:
     """Print all of it."""
-    papers = {name: (sys.modules[cls.__module__].__doc__ or "").split("\n")[0] for name, cls in ALGORITHMS.items()}
     for title, rows in (
-        ("algorithms", list(papers.items())),
+        ("algorithms", papers(ALGORITHMS)),
+        ("algorithms of `proximo language`", papers(LANGUAGE)),
         (
             "presets",
             [(p.name, f"{', '.join(filter(None, p.fits)) or 'any'} — {p.source}{served(p)}") for p in PRESETS.values()],

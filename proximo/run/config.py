@@ -175,6 +175,10 @@ class Resolved:
         return self.env
 
     @property
+    def drift_axis(self) -> str:
+        return "KL(reference ‖ policy), nats"
+
+    @property
     def axes(self) -> tuple[str, str]:
         """What a step is, and what a return is, for people."""
         return "environment steps", "return (mean of the last 100 episodes)"

@@ -35,6 +35,15 @@ class Score:
     def std(self) -> float:
         return float(np.std(self.returns))
 
+    @property
+    def counted(self) -> str:
+        return "episodes"
+
+    @property
+    def samples(self) -> list[dict[str, Any]]:
+        """None: `play` shows episodes."""
+        return []
+
     def row(self) -> dict[str, Any]:
         summary = {"return_mean": self.mean, "return_std": self.std, "length_mean": float(np.mean(self.lengths))}
         return {**summary, "episodes": len(self.returns), **asdict(self)}

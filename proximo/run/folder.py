@@ -19,11 +19,12 @@ from proximo.run.files import parse_json, read_bytes, read_json, replace_durably
 from proximo.run.language.plan import LanguagePlan
 from proximo.run.language.plan import from_json as language_from_json
 from proximo.run.plan import Plan
+from proximo.run.samples import page
 
 LOG_LIMIT = 2**30  # bytes
 TAIL = 2**14  # bytes; far more than a row of metrics
 CONFIG, METRICS, EVALS, DRIFT, CURVE = "config.json", "metrics.jsonl", "eval.jsonl", "drift.jsonl", "curve.png"
-ALARMS = "alarms.jsonl"
+ALARMS, SAMPLES, SAMPLES_PAGE = "alarms.jsonl", "samples.jsonl", "samples.md"
 
 
 def new_folder(out: str | Path | None, config: Resolved | LanguagePlan, seeds: Sequence[int] = ()) -> Path:
@@ -79,7 +80,7 @@ def read_config(path: Path) -> Resolved:
 
 def read_plan(path: Path) -> Resolved | LanguagePlan:
     """The run's configuration, whatever it trains; RunFolderError if this is no run."""
-    if not path.exists():
+    if not os.path.exists(path):  # nor does one of too long a name
         raise RunFolderError(f"{path} does not exist")
     if seeds := seed_folders(path):
         raise RunFolderError(f"{path} holds the runs of {len(seeds)} seeds: name one of them, such as {seeds[0]}")
@@ -157,8 +158,10 @@ def last_row(path: Path) -> dict[str, Any] | None:
 
 def rewind(path: Path, step: int) -> None:
     """Drop what was logged after `step`: a resumed run will log it again."""
-    for name in (METRICS, EVALS, DRIFT, ALARMS):
+    for name in (METRICS, EVALS, DRIFT, ALARMS, SAMPLES):
         if not os.path.lexists(path / name):
             continue
         kept = [row for row in read_rows(path / name) if row["step"] <= step]
         replace_durably(path / name, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        if name == SAMPLES:
+            replace_durably(path / SAMPLES_PAGE, page(kept).encode())

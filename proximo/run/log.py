@@ -1,17 +1,19 @@
-"""Where metrics go: metrics.jsonl, eval.jsonl, drift.jsonl and TensorBoard events."""
+"""Where metrics go: metrics.jsonl, eval.jsonl, drift.jsonl, samples.jsonl and TensorBoard events."""
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, cast
 
 from proximo.errors import RunFolderError
 from proximo.run.events import EventFile
-from proximo.run.folder import ALARMS, DRIFT, EVALS, METRICS
+from proximo.run.files import replace_durably
+from proximo.run.folder import ALARMS, DRIFT, EVALS, METRICS, SAMPLES, SAMPLES_PAGE
+from proximo.run.samples import page
 
 
 class RunLog:
@@ -32,9 +34,16 @@ class RunLog:
             self.show("train", row["step"], {name: row[name] for name in row if name not in ("step", "update")})
         return row
 
-    def evaluation(self, row: dict[str, Any]) -> None:
+    def evaluation(self, row: dict[str, Any], samples: Sequence[dict[str, Any]] = ()) -> None:
+        """Write what an evaluation found; and, where it has samples, those, all and as the page of the last ones."""
+        row = plain(row)
         with self.writing():
             self.evals_file.write(json.dumps(row) + "\n")
+            if samples:
+                rows = [{"step": row["step"], **plain(sample)} for sample in samples]
+                with (self.folder / SAMPLES).open("a") as file:
+                    file.writelines(json.dumps(each) + "\n" for each in rows)
+                replace_durably(self.folder / SAMPLES_PAGE, page(rows).encode())
             self.show("eval", row["step"], {name: row[name] for name in ("return_mean", "length_mean")})
 
     def drift(self, row: dict[str, Any]) -> None:
@@ -68,6 +77,11 @@ class RunLog:
             yield
         except OSError as error:
             raise RunFolderError(f"cannot write to {self.folder}: {error}; its last checkpoint stands") from error
+
+
+def plain(row: dict[str, Any]) -> dict[str, Any]:
+    """A row with null for numbers that are not finite, which JSON cannot say."""
+    return {name: finite(value) if isinstance(value, float) else value for name, value in row.items()}
 
 
 def finite(value: Any) -> Any:

@@ -74,7 +74,7 @@ class Guard:
 
     def __init__(self, run: Run) -> None:
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
-        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, **ledger)
+        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
         self.snapshot = Snapshot(self.live)
         self.before = self.snapshot.tensors
 
@@ -116,7 +116,7 @@ def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -
         return
     run.score = score
     row = {"step": run.step, **score.row()}
-    log.evaluation(row)
+    log.evaluation(row, score.samples)
     reporter.evaluation(score)
     if run.watch is not None:
         alarmed(log, reporter, run.step, run.watch.evaluated(run.folder, row))

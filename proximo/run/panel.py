@@ -84,7 +84,7 @@ class Lines:
         self.say(f"{metrics['step']:,} of {self.total:,} {self.unit.split()[-1]} | {' | '.join(parts)}")
 
     def evaluation(self, score: Rating) -> None:
-        self.say(f"evaluation: {with_deviation(score)} over {len(score.returns)} episodes")
+        self.say(f"evaluation: {with_deviation(score)} over {len(score.returns)} {score.counted}")
 
     def close(self, done: bool) -> None: ...
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +45,11 @@ class Plan(Protocol):
         ...
 
     @property
+    def drift_axis(self) -> str:
+        """What drift is, for people."""
+        ...
+
+    @property
     def identity(self) -> dict[str, Any]: ...
     def complete(self, step: int) -> bool: ...
     def taken(self, batch: Batch) -> int: ...
@@ -80,6 +85,16 @@ class Rating(Protocol):
     def mean(self) -> float: ...
     @property
     def std(self) -> float: ...
+    @property
+    def counted(self) -> str:
+        """What there is a return of each: episodes, prompts, …"""
+        ...
+
+    @property
+    def samples(self) -> Sequence[dict[str, Any]]:
+        """What there is to look at of some of it, rows of samples.jsonl."""
+        ...
+
     def row(self) -> dict[str, Any]: ...
 
 

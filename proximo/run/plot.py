@@ -79,7 +79,7 @@ def plot_drift(folders: Sequence[Path], out: Path) -> None:
     upper.set_title("each update   (points: as asked, where the bound cut it; dashed: limits)", fontsize=10)
     lower.set_title("drift from the first policy, or from the reference that was named", fontsize=10)
     along(upper, "", "KL(old ‖ new), nats")
-    along(lower, configs[0].axes[0], "KL(reference ‖ policy), nats")
+    along(lower, configs[0].axes[0], configs[0].drift_axis)
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     write(figure, out)
 
@@ -100,7 +100,9 @@ def column(rows: Sequence[dict[str, Any]], name: str) -> np.ndarray:
 def along(axes: Any, xlabel: str, ylabel: str) -> None:
     """Steps along the bottom, and a grid."""
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    axes.xaxis.set_major_formatter(lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x else "0")
+    axes.xaxis.set_major_formatter(
+        lambda x, _: f"{x / 1e6:g}M" if x >= 1e6 else f"{x / 1e3:g}k" if x >= 1e3 else f"{x:g}"
+    )
     axes.grid(alpha=0.3)
 
 

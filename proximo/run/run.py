@@ -69,7 +69,8 @@ class Run(Generic[P, A, S]):
     def summary(self) -> list[str]:
         """What the command says at the end."""
         s = self.score
-        lines = ["score  –" if s is None else f"score  {with_deviation(s)} over {len(s.returns)} episodes"]
+        found = "–" if s is None else f"{with_deviation(s)} over {len(s.returns)} {s.counted}"
+        lines = [f"score  {found}"]
         if self.interrupted and not self.finished:
             lines = [f"stopped at step {self.step:,}, saved; `proximo resume {self.folder}` goes on"]
         elif self.strayed is not None:
@@ -80,7 +81,7 @@ class Run(Generic[P, A, S]):
             drift = f"{self.ledger.drift.item():.3g} from the reference"
             lines += [f"drift  {drift}; {cut:,} of {len(rows):,} updates were cut or undone"]
         if self.seconds > 0:
-            each = f"{rounded(self.step / self.seconds)} steps/s"
+            each = f"{rounded(self.step / self.seconds)} {self.config.axes[0].split()[-1]}/s"
             lines += [f"speed  {each} ({self.step:,} in {self.seconds:,.0f} s, evaluations aside)"]
         if (self.folder / folder.CURVE).exists():
             lines += [f"curve  {self.folder / folder.CURVE}"]

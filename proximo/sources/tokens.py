@@ -19,6 +19,8 @@ from proximo.sources.text.examples import Example
 from proximo.sources.text.loader import Loader
 from proximo.sources.text.padding import left
 
+ALWAYS = ("length", "ended", "prompt_ids", "completion_ids")  # what rewards may ask for, whatever the data set has
+
 
 class TokenSource:
     """Collects `prompts` × `group` completions: batches [T, N], N = prompts · group, those of a prompt side by side.
@@ -178,13 +180,9 @@ def told(lanes: Sequence[Example], batch: Batch) -> Mapping[str, list[Any]]:
     """What rewards may ask for: the data set's columns, how long each completion is, whether it ended, its tokens."""
     names = {name: None for each in lanes for name in each.columns}
     columns = {name: [each.columns.get(name) for each in lanes] for name in names}
-    return {
-        **columns,
-        "length": batch.mask.sum(0).tolist(),
-        "ended": batch.ended.any(0).tolist(),
-        "prompt_ids": [list(each.prompt) for each in lanes],
-        "completion_ids": written(batch),
-    }
+    length, ended = batch.mask.sum(0).tolist(), batch.ended.any(0).tolist()
+    own = length, ended, [list(each.prompt) for each in lanes], written(batch)
+    return {**columns, **dict(zip(ALWAYS, own, strict=True))}
 
 
 class Completed:

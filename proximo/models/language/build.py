@@ -8,8 +8,9 @@ from typing import Any, Literal
 
 from proximo.errors import ConfigError
 from proximo.models.language.critic import Critic
-from proximo.models.language.hub import adapted, causal_model, folder_of, trunk_of, width_of
+from proximo.models.language.hub import causal_model, folder_of, learner, saves, trunk_of, width_of
 from proximo.models.language.policy import LanguagePolicy
+from proximo.models.language.reward import RewardModel
 
 CriticKind = Literal["none", "shared", "separate", "mini"]
 SPREAD = 0.02  # of the first weights of several critics' heads
@@ -32,26 +33,23 @@ def language_policy(
     model while they are switched off. A `separate` critic has a trunk of its own, `mini` are two of half the layers
     (Asymmetric PPO), each the model's own first layers or those of `critic_model`.
     """
-    model = causal_model(path).to(device)
-    width = width_of(model)
-    if checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+    model = learner(path, lora, checkpointing).to(device)
     kept: Any = None
-    if lora is not None:
-        model = adapted(model, lora)
-        kept = model.disable_adapter if reference else None
-    elif reference:
-        kept = copy.deepcopy(model).requires_grad_(False)
-    judge = critic_of(critic, path, critic_model, width)
-    frozen = lora is not None
-
-    def saves(name: str) -> bool:
-        return not frozen or "lora_" in name or name.startswith("critic.")
-
-    policy = LanguagePolicy(model, kept, judge, temperature, precision, saves).to(device)
-    if checkpointing:
-        policy.model.train()  # transformers keeps no checkpoints otherwise; there is no dropout that this could wake
+    if reference:
+        kept = copy.deepcopy(model).requires_grad_(False) if lora is None else model.disable_adapter
+    judge = critic_of(critic, path, critic_model, width_of(model))
+    policy = LanguagePolicy(model, kept, judge, temperature, precision, saves(lora)).to(device)
+    policy.model.train(checkpointing)
     return policy
+
+
+def reward_model(
+    path: Path, lora: int | None = None, precision: str = "float32", checkpointing: bool = False, device: str = "cpu"
+) -> RewardModel:
+    """The reward model of a run that begins with the model in a folder."""
+    model = RewardModel(learner(path, lora, checkpointing), precision, saves(lora)).to(device)
+    model.trunk.train(checkpointing)
+    return model
 
 
 def critic_of(kind: CriticKind, path: Path, other: str | None, width: int) -> Critic | None:

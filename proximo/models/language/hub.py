@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import os
+import warnings
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,9 @@ from proximo.errors import ConfigError, MissingExtra
 
 NEEDED = (5, 3)  # before it a model's config.json could run code (CVE-2026-4372)
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
+LONGEST_ID = 200  # characters
+SAID = 240  # characters of what transformers says of a folder, which may be all classes that it knows
+NEW = ("critic", "head", "gain", "bias")  # what policies and reward models add to a model
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -35,9 +40,9 @@ def transformers() -> Any:
 def folder_of(name: str) -> Path:
     """A local folder with the model: the one named, the `model` in a run's folder, or what the hub's id stands for."""
     path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(path):
         return path / "model" if (path / "model").is_dir() and (path / "checkpoints").is_dir() else path
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+    if os.path.exists(path) or len(name) > LONGEST_ID or name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise ConfigError(f"model {name} is no folder: name one that holds a model, or a hub id")
     transformers()
     from huggingface_hub import snapshot_download
@@ -70,9 +75,16 @@ def causal_model(path: Path, num_layers: int | None = None) -> Any:
         without_dropout(config)
         if num_layers is not None:
             config.num_hidden_layers = min(num_layers, config.num_hidden_layers)
-        return library.AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False
-        ).eval()
+        model, loading = library.AutoModelForCausalLM.from_pretrained(
+            path, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False,
+            output_loading_info=True,
+        )  # fmt: skip
+    if missing := sorted(loading["missing_keys"]):
+        raise ConfigError(f"{path} has no weights for {missing[0]} ({len(missing)} in all are missing)")
+    for name, tensor in model.named_parameters():
+        if not tensor.isfinite().all():
+            raise ConfigError(f"{path}: the weights {name} hold NaN or infinite numbers")
+    return model.eval()
 
 
 def must_be_model(path: Path) -> None:
@@ -89,15 +101,15 @@ def must_be_model(path: Path) -> None:
 
 
 @contextmanager
-def told(path: Path) -> Iterator[None]:
+def told(path: Path, what: str = "a causal language model") -> Iterator[None]:
     """What transformers says of a folder it cannot load, in one line."""
     try:
         yield
-    except (OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError) as error:
-        text = str(error)
+    except Exception as error:  # of any kind: whatever a stranger's file leads it to
+        text = str(error) or type(error).__name__
         if "trust_remote_code" in text:
             text = "it brings code of its own, which is not run"
-        raise ConfigError(f"{path} cannot be loaded as a causal language model: {text}") from None
+        raise ConfigError(f"{path} cannot be loaded as {what}: {text[:SAID]}") from None
 
 
 def without_dropout(config: Any) -> None:
@@ -120,11 +132,35 @@ def width_of(model: Any) -> int:
 def tokenizer_of(path: Path) -> Any:
     """The tokenizer in a model's folder; it has an end of text, and a padding token that is another one."""
     library = transformers()
-    try:
-        tokenizer = library.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path} holds no tokenizer that can be loaded: {error}") from None
-    return tokenizer
+    with told(path, "a tokenizer"):
+        return library.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """A block in which the libraries do not warn of each other."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def learner(path: Path, rank: int | None = None, checkpointing: bool = False) -> Any:
+    """The model in a folder as it learns: by adapters of a rank alone, where there is one.
+
+    With `checkpointing` it is in training mode, or transformers would keep no checkpoints; there is no dropout in it
+    that this could wake.
+    """
+    model = causal_model(path)
+    with quiet():
+        if checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        model = model if rank is None else adapted(model, rank)
+    return model.train(checkpointing)
+
+
+def saves(rank: int | None) -> Callable[[str], bool]:
+    """Which tensors of a learner, by their names, a checkpoint holds: with adapters, those and new heads alone."""
+    return lambda name: rank is None or "lora_" in name or name.split(".")[0] in NEW
 
 
 def adapted(model: Any, rank: int) -> Any:

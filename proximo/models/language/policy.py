@@ -93,8 +93,8 @@ class LanguagePolicy(nn.Module):
         """
         if knows(model):
             decoder = read(model)
-            before = rows.token.shape[1] - steps  # the prompt is read apart, as it is where completions are drawn
-            x = hidden(decoder, rows.token, rows.position, rows.attention(), split=before and before + 1)[:, -steps:]
+            begins = rows.token.shape[1] - steps + 1  # as where it was sampled: the same sums, the same bits
+            x = hidden(decoder, rows.token, rows.position, rows.attention(), begins)[:, -steps:]
             return decoder.head(x), x
         out = model(
             input_ids=rows.token, attention_mask=rows.seen(), position_ids=rows.position, use_cache=False,

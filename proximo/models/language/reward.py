@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
+from proximo.decoder.transformer import base_of
 from proximo.models.language.critic import head, looked
 from proximo.models.language.hub import trunk_of, width_of
 from proximo.models.language.rows import flat, rows_after
@@ -27,10 +28,13 @@ class RewardModel(nn.Module):
     gain: Tensor
     bias: Tensor
 
-    def __init__(self, model: Any, precision: str = "float32") -> None:
+    def __init__(
+        self, model: Any, precision: str = "float32", saves: Callable[[str], bool] = lambda name: True
+    ) -> None:
         """`model` is a causal language model, whose trunk is taken."""
         super().__init__()
-        self.trunk, self.precision, width = trunk_of(model), precision, width_of(model)
+        self.trunk, self.precision, width = trunk_of(base_of(model)), precision, width_of(model)
+        self._saves = saves
         self._model = (model,)  # in a tuple: its head over the vocabulary is no part of this model
         self.head = head(width, 1 / math.sqrt(width + 1))
         self.register_buffer("gain", torch.ones(()))
@@ -61,6 +65,10 @@ class RewardModel(nn.Module):
         deviation = scores.std().clamp(min=1e-8)
         self.bias.copy_((self.bias - scores.mean()) / deviation)
         self.gain.div_(deviation)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """What training changes."""
+        return {name: x for name, x in super().state_dict(*args, **kwargs).items() if self._saves(name)}
 
     def observe(self, batch: Batch) -> None:
         """Nothing: no statistics are kept while it learns."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,12 +15,13 @@ from proximo.batch import Batch
 from proximo.drift import Distances, Tensors
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.language.build import CriticKind, language_policy
-from proximo.models.language.hub import causal_model, digest_of, folder_of
+from proximo.models.language.build import reward_model as fresh_reward_model
+from proximo.models.language.hub import digest_of, folder_of, must_be_model
 from proximo.models.language.policy import in_pieces
 from proximo.models.language.reward import RewardModel
 from proximo.reduce import masked_mean
 from proximo.reference import sequence_kl
-from proximo.rewards import Reward, Weighted, missing_eos, named
+from proximo.rewards import Reward, Weighted, missing_eos, must_have_columns, named
 from proximo.run import checkpoint, folder
 from proximo.run.language.judge import completing, preferring, reading
 from proximo.run.language.material import Material, Say, Words, material, words_of
@@ -34,7 +35,7 @@ from proximo.sources.generation import generator_named
 from proximo.sources.sampling import Sampling
 from proximo.sources.text.loader import Loader
 from proximo.sources.texts import TextSource, as_pairs, as_texts
-from proximo.sources.tokens import TokenSource
+from proximo.sources.tokens import ALWAYS, TokenSource
 
 GROUP = 8  # completions of a prompt that are compared
 
@@ -52,10 +53,13 @@ LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
 def build(plan: LanguagePlan, data: Any, given: Given, say: Say) -> LanguageTrain:
     """All parts; ConfigError for what cannot work, CheckpointError where model or data are not the plan's any more."""
     path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
+    must_be_model(path)
+    must_apply(plan, kind)
     words = words_of(path, say)
     policy = policy_of(plan, path)
     context = getattr(policy.model.config, "max_position_embeddings", None)
     found = material(data, kind, words, plan.run, context, say)
+    found.must_fit(policy.model.get_input_embeddings().weight.shape[0], words)
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
     speaker = Speaker(policy, words, generator_named(plan.run.generator, plan.run.precision))
@@ -70,7 +74,10 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
-    group = run.group or (GROUP if "group" in plan.algorithm.needs else 1)
+    compares = "group" in plan.algorithm.needs
+    group = run.group or (GROUP if compares else 1)
+    if compares and group == 1:
+        raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
     return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or os.cpu_count() or 1))
 
 
@@ -84,11 +91,27 @@ def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
     return replace(plan, weights=weights, examples=examples)
 
 
+def must_apply(plan: LanguagePlan, kind: str) -> None:
+    """ConfigError for settings that the algorithm has no use for, or not in this combination."""
+    run, needs, name = plan.run, plan.algorithm.needs, plan.algo
+    judged = {"value", "values"} & needs
+    if kind != "completions" and (run.rewards or run.gold or run.reward_model or run.missing_eos is not None):
+        raise ConfigError(f"{name} learns from a data set and takes no reward: leave it out")
+    if kind != "texts" and (run.pack or run.whole_text):
+        raise ConfigError(f"{'pack' if run.pack else 'whole_text'} is for texts (sft), and {name} learns from {kind}")
+    if plan.algorithm.minibatches > (lanes := run.batch * (run.group or 1)):
+        raise ConfigError(f"minibatches is {plan.algorithm.minibatches}, but an update has only {lanes} sequences")
+    if run.critic != "auto" and bool(judged) != (run.critic != "none"):
+        raise ConfigError(f"critic is {run.critic}, but {name} {'needs one' if judged else 'has none'}: leave it out")
+    if "values" in needs and run.critic not in ("auto", "mini"):
+        raise ConfigError(f"critic is {run.critic}, but {name} compares two: mini")
+
+
 def policy_of(plan: LanguagePlan, path: Path) -> Any:
     """The model that learns, with fresh heads from torch's global generator."""
     run, needs = plan.run, plan.algorithm.needs
     if plan.algo == "reward":
-        return RewardModel(causal_model(path), run.precision).to(run.device)
+        return fresh_reward_model(path, run.lora, run.precision, run.checkpointing, run.device)
     kind: CriticKind = "mini" if "values" in needs else "shared" if "value" in needs else "none"
     if run.critic != "auto":
         kind = run.critic
@@ -107,11 +130,12 @@ def source_of(
     loader = Loader(found.learned, run.seed)
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
-        worth, gold = reward_of(run, words, given.reward), gold_of(run, given.gold)
+        columns = {name for each in found.learned for name in each.columns}
+        worth, gold = reward_of(run, words, given.reward, columns), gold_of(run, given.gold, columns)
         numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs, run.resample
         source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
         return source, completing(source, policy, held, run.seed, gold)
-    if given != Given() or run.rewards or run.reward_model or run.gold:
+    if given != Given():
         raise ConfigError(f"{plan.algo} learns from a data set and takes no reward: leave it out")
     rows = as_pairs(words.pad) if kind == "pairs" else as_texts(words.pad, run.pack)
     source = TextSource(loader, rows, run.batch, "ref_logp" in plan.algorithm.needs, run.at_once)
@@ -120,8 +144,8 @@ def source_of(
     return source, preferring(source, policy, held, getattr(plan.algorithm, "beta", None))
 
 
-def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
-    """What completions are worth: the built-in rewards, the model's and the user's, summed."""
+def reward_of(run: LanguageRun, words: Words, own: Reward | None, columns: Collection[str]) -> Reward:
+    """What completions are worth, data with these columns: built-in rewards, the model's and the user's, summed."""
     parts = weighed(run.rewards)
     if run.reward_model is not None:
         parts["model"] = ModelReward(*reward_model(Path(run.reward_model), run.device), words.tokenizer), 1.0
@@ -129,13 +153,17 @@ def reward_of(run: LanguageRun, words: Words, own: Reward | None) -> Reward:
         parts["yours"] = own, 1.0
     if not parts:
         raise ConfigError("completions need a reward: --rewards exact_match, --reward-model DIR, or reward=… in Python")
+    for name, (part, _) in parts.items():
+        must_have_columns(part, {*columns, *ALWAYS}, name)
     worth = Weighted(parts)
     return worth if run.missing_eos is None else missing_eos(worth, run.missing_eos)
 
 
-def gold_of(run: LanguageRun, own: Reward | None) -> Reward | None:
+def gold_of(run: LanguageRun, own: Reward | None, columns: Collection[str]) -> Reward | None:
     """What evaluations measure beside, if anything."""
     parts = weighed(run.gold) | ({} if own is None else {"yours": (own, 1.0)})
+    for name, (part, _) in parts.items():
+        must_have_columns(part, {*columns, *ALWAYS}, name)
     return Weighted(parts) if parts else None
 
 

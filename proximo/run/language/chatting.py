@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 from proximo.errors import ConfigError
 from proximo.rewards import Reward
 from proximo.run import checkpoint
-from proximo.run.language.build import Given, build
+from proximo.run.language.build import Given, LanguageTrain, build
 from proximo.run.language.judge import LanguageScore
 from proximo.run.language.session import computing, load, must_have, plan_of
 from proximo.run.run import load_policy
@@ -22,9 +23,9 @@ from proximo.sources.tokens import TokenSource
 Z95 = 1.959963984540054  # of the normal distribution: 95 % lie within
 
 
-def chat(path: Path, prompt: str | None, max_tokens: int, temperature: float, seed: int) -> None:
+def chat(path: Path, prompt: str | None, max_tokens: int | None, temperature: float, seed: int) -> None:
     """Complete one prompt, or each line that is typed until an empty one."""
-    speaker = load(path)
+    speaker, max_tokens = load(path), max_tokens or plan_of(path).run.max_tokens
     if prompt is not None:
         print(speaker.complete([prompt], max_tokens, temperature, seed)[0])
         return
@@ -54,9 +55,8 @@ class Verdict:
 
     def summary(self) -> list[str]:
         s = self.score
-        lines = [
-            f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} prompts, {np.mean(s.lengths):.1f} tokens each"
-        ]
+        each = "" if s.counted == "pairs" else f", {np.mean(s.lengths):.1f} tokens each"
+        lines = [f"score   {s.mean:.3f} ± {s.std:.3f} over {len(s.returns)} {s.counted}{each}"]
         lines += [f"{name:7} {value:.4g}" for name, value in s.more.items()]
         if self.wins is not None and self.interval is not None:
             low, high = self.interval
@@ -78,31 +78,32 @@ def evaluated(
     """
     plan = plan_of(path)
     must_have(plan, "evaluate", data=data, reward=reward)
-    run = replace(
-        plan.run, eval_prompts=prompts, temperature=plan.run.temperature if temperature is None else temperature
-    )
+    run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature)
     if data is not None:
         plan = replace(plan, data=str(data), examples="")
     with computing(run):
         ours = build(replace(plan, run=run), plan.data if data is None else data, Given(reward), lambda text: None)
-        load_policy(ours.policy, checkpoint.latest(path, lambda text: None))
-        judge = ours.judge
-        assert judge is not None
-        score = judge(lambda: False)
-        assert isinstance(score, LanguageScore)
+        score = judged(ours, path, temperature)
         if against is None:
             return Verdict(score)
         if not isinstance(ours.source, TokenSource):
             raise ConfigError(f"{path} learned from a data set: only models that complete prompts win against others")
         other = replace(plan, run=run, model=against, weights="")
         theirs = build(other, plan.data if data is None else data, Given(reward), lambda text: None)
-        if (Path(against) / "checkpoints").is_dir():
-            load_policy(theirs.policy, checkpoint.latest(Path(against), lambda text: None))
-        rival = theirs.judge
-        assert rival is not None
-        second = rival(lambda: False)
-        assert isinstance(second, LanguageScore)
-    return versus(score, second.returns)
+        trained = os.path.isdir(Path(against) / "checkpoints")
+        return versus(score, judged(theirs, Path(against) if trained else None, temperature).returns)
+
+
+def judged(run: LanguageTrain, path: Path | None, temperature: float | None) -> LanguageScore:
+    """The evaluation of a run's parts, with the newest good checkpoint in a folder; of the likeliest tokens at 0."""
+    if path is not None:
+        load_policy(run.policy, checkpoint.latest(path, lambda text: None))
+    if temperature == 0 and isinstance(run.source, TokenSource):
+        run.source.sampling = replace(run.source.sampling, temperature=0.0)
+    assert run.judge is not None
+    score = run.judge(lambda: False)
+    assert isinstance(score, LanguageScore)
+    return score
 
 
 def versus(score: LanguageScore, theirs: Sequence[float]) -> Verdict:

@@ -30,6 +30,7 @@ class LanguageScore:
     lengths: list[int]
     more: dict[str, float] = field(default_factory=dict)
     samples: list[dict[str, Any]] = field(default_factory=list)
+    counted: str = "prompts"
 
     @property
     def mean(self) -> float:
@@ -56,10 +57,13 @@ def completing(
         with borrowed_generators():
             seed_all(derived(seed, EVALUATION, 0))
             batch, texts = source.rewarded(policy, examples, 1)
-        rewards, kl = batch.reward.sum(0), drift_of(batch)
-        rows = zip(examples, texts, rewards.tolist(), kl.tolist(), strict=True)
+        likeliest = source.sampling.temperature == 0  # drawn from nothing that could be far from the reference
+        rewards, kl = batch.reward.sum(0), None if likeliest or "ref_logp" not in vars(batch) else drift_of(batch)
+        far: list[float | None] = [None] * len(texts) if kl is None else kl.tolist()
+        rows = zip(examples, texts, rewards.tolist(), far, strict=True)
         samples = [dict(prompt=each.text, completion=text, reward=r, kl=d) for each, text, r, d in rows][:SHOWN]
-        more = {"kl_ref": kl.mean().item(), "ended": batch.ended.any(0).float().mean().item()}
+        more = {} if kl is None else {"kl_ref": kl.mean().item()}
+        more["ended"] = batch.ended.any(0).float().mean().item()
         if gold is not None:
             found = scores(gold, [each.text for each in examples], texts, told(examples, batch), "gold")
             more["gold"] = float(np.mean(found))
@@ -69,9 +73,7 @@ def completing(
 
 
 def drift_of(batch: Batch) -> torch.Tensor:
-    """Σ log π − log π_ref of each sequence, [N], nats; zero where there is no reference."""
-    if "ref_logp" not in vars(batch):
-        return torch.zeros_like(batch.logp.sum(0))
+    """Σ log π − log π_ref of each sequence, [N], nats."""
     return torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
 
 
@@ -90,6 +92,7 @@ def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Jud
             [logp / length for logp, length in zip(logps, lengths, strict=True)],
             lengths,
             {"loss": -total, "perplexity": float(np.exp(-total))},
+            counted="texts",
         )
 
     return judge
@@ -110,8 +113,7 @@ def preferring(source: TextSource, policy: Any, examples: Sequence[Example], bet
                 h = in_pieces(batch, source.at_once, lambda part: implicit_margin(policy.evaluate(part), part)[None])
                 found += (beta * h[0]).tolist()
         right = [float(x > 0) for x in found]
-        return LanguageScore(
-            right, [1] * len(right), {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}
-        )
+        more = {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}
+        return LanguageScore(right, [1] * len(right), more, counted="pairs")
 
     return judge

@@ -45,6 +45,13 @@ class Material:
     learned: list[Example]
     held: list[Example]
 
+    def must_fit(self, vocabulary: int, words: Words) -> None:
+        """ConfigError for a token that a model of so many words does not have."""
+        used = (max(ids) for each in (*self.learned, *self.held) for ids in (each.prompt, *each.answers) if len(ids))
+        if (most := max(words.eos, words.pad, *used)) >= vocabulary:
+            text = f"the tokenizer does not belong to the model, which has {vocabulary:,} tokens"
+            raise ConfigError(f"{text}: {words.tokenizer.convert_ids_to_tokens(most)!r} is number {most:,}")
+
     @property
     def digest(self) -> str:
         return digest([*self.learned, *self.held])

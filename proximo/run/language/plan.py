@@ -11,6 +11,7 @@ from proximo.batch import Batch
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
 from proximo.models.language.build import CriticKind
+from proximo.run.config import MOST_THREADS
 from proximo.run.settings import built
 
 RETURNS = {
@@ -19,6 +20,7 @@ RETURNS = {
     "pairs": "share of held-out pairs told apart",
 }
 MOST_TOGETHER = 2**26  # tokens of a collection's rows, however many are asked for
+MOST_RANK = 4_096  # of adapters; more than the width of most models
 ELSEWHERE = {
     "learning_rate": "lr",
     "max_steps": "steps",
@@ -117,8 +119,11 @@ class LanguageRun:
         check(self, positive=tuple(given))
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
-        if self.seed >= 2**32:
-            raise ConfigError(f"seed is {self.seed}: it must be at most {2**32 - 1}")
+        for name, most in (("seed", 2**32 - 1), ("threads", MOST_THREADS), ("lora", MOST_RANK)):
+            if (getattr(self, name) or 0) > most:
+                raise ConfigError(f"{name} is {getattr(self, name)}: it must be at most {most}")
+        if self.pack is not None and self.batch * self.pack > MOST_TOGETHER:
+            raise ConfigError(f"{self.batch:,} rows of {self.pack:,} tokens are too many at once")
         lanes = self.batch * (self.group or 1)
         if lanes * self.max_tokens > MOST_TOGETHER:
             raise ConfigError(f"{lanes:,} completions of {self.max_tokens:,} tokens are too many at once")
@@ -155,6 +160,10 @@ class LanguagePlan:
     def axes(self) -> tuple[str, str]:
         """What a step is, and what a return is, for people."""
         return "updates", RETURNS[language_algorithm(self.algo).learns_from]
+
+    @property
+    def drift_axis(self) -> str:
+        return "KL(policy ‖ reference) of a sequence, nats"
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -141,5 +142,5 @@ def must_have(plan: LanguagePlan, verb: str, **given: Any) -> None:
 @contextmanager
 def computing(run: LanguageRun) -> Iterator[None]:
     """A block in which torch computes as the run asks; the caller's generators are put back afterwards."""
-    with threads(run.threads), compiler.compiling(False), borrowed_generators():
+    with threads(run.threads or os.cpu_count() or 1), compiler.compiling(False), borrowed_generators():
         yield

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.errors import ConfigError
+from proximo.errors import CheckpointError, ConfigError
 from proximo.sources.text.reading import Table
 
 T = TypeVar("T")
@@ -32,7 +32,10 @@ class Loader(Generic[T]):
         self._order: tuple[int, np.ndarray] = -1, np.empty(0, int)
 
     def draw(self, count: int) -> list[T]:
-        """The next `count` examples."""
+        """The next `count` examples; CheckpointError where the state that was put into this is no place in them."""
+        if self.epoch < 0 or not 0 <= self.position < len(self.examples):
+            place = f"{int(self.position)} of epoch {int(self.epoch)}"
+            raise CheckpointError(f"the place in the data, {place}, is none: there are {len(self.examples)} examples")
         drawn: list[T] = []
         while len(drawn) < count:
             at = int(self.position)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,6 +13,8 @@ from proximo.errors import ConfigError, MissingExtra
 
 Row = Mapping[str, Any]
 FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+LONGEST = 4_000  # characters of a place
+MOST_FILES = 10_000  # in a folder and all within it
 SAVED = ("state.json", "dataset_dict.json")  # one of them lies in a folder that `Dataset.save_to_disk` wrote
 
 
@@ -61,9 +64,11 @@ Stored = tuple[list[Row], list[int] | None]  # rows, and the lines they stand in
 
 def _stored(place: str, split: str, config: str | None) -> Stored:
     path = Path(place)
+    if len(place) > LONGEST:
+        raise ConfigError(f"there is no data set {place[:40]}…: no name has {len(place):,} characters")
     if path.suffix.lower() not in FILES:
         return _by_library(place, split, config), None
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise ConfigError(f"there is no file {place}")
     try:
         return (_parquet(path), None) if path.suffix.lower() == ".parquet" else _lines(path)
@@ -108,6 +113,7 @@ def _by_library(place: str, split: str, config: str | None) -> list[Row]:
     except ImportError:
         raise _missing(place) from None
     try:
+        must_be_small(place)
         if any((Path(place) / name).is_file() for name in SAVED):
             found: Any = datasets.load_from_disk(place)
             return list(read(found, split).rows)
@@ -117,6 +123,13 @@ def _by_library(place: str, split: str, config: str | None) -> list[Row]:
     except Exception as error:  # of any kind: of the hub, of the network, of a file's format
         words = f"{type(error).__name__}: {_first_line(error)}"
         raise ConfigError(f"the data set {place!r} (split {split!r}) cannot be loaded: {words}") from None
+
+
+def must_be_small(place: str) -> None:
+    """ConfigError for a folder of so many files that it cannot be meant: `datasets` would look at each."""
+    files = (name for _, _, names in os.walk(place) for name in names)
+    if len(list(itertools.islice(files, MOST_FILES + 1))) > MOST_FILES:
+        raise ConfigError(f"{place} holds more than {MOST_FILES:,} files: name the data set's own folder")
 
 
 def _first_line(error: Exception) -> str:
