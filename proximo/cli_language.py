@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from proximo import ranks
 from proximo.algorithms.language import LANGUAGE
 from proximo.errors import ConfigError, unknown
 from proximo.run import folder
@@ -88,7 +89,8 @@ def execute(argv: list[str]) -> int:
     )
     if done is None:
         return 0
-    print(*done.summary(), sep="\n")
+    if ranks.first():
+        print(*done.summary(), sep="\n")
     return done.code
 
 

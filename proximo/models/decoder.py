@@ -82,6 +82,11 @@ def knows(model: nn.Module) -> bool:
     return kind in LLAMA and layers == {"full_attention"} and not windows
 
 
+def precise(x: Tensor) -> Tensor:
+    """In float32, where it has less."""
+    return x.float() if x.element_size() < 4 else x
+
+
 def read(model: nn.Module, dtype: torch.dtype | None = None) -> Decoder:
     """The model's decoder; its projections' weights are converted to `dtype`, once, without gradients."""
     base = base_of(model)

@@ -9,7 +9,7 @@ from typing import Any
 
 from proximo.errors import ProximoError
 from proximo.plasticity import in_use
-from proximo.run.log import RunLog
+from proximo.run.log import Log
 from proximo.run.panel import Reporter
 from proximo.run.run import Run, save, save_if_new
 from proximo.run.seeding import LANES, UPDATES, derived, seed_all
@@ -17,7 +17,7 @@ from proximo.run.signals import Interrupts
 from proximo.state import Snapshot, live_tensors, restore
 
 
-def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
+def learn(run: Run, log: Log, reporter: Reporter) -> None:
     """Collect, learn, log; evaluate and save on schedule; stop when the steps are used or a signal asks to.
 
     At a checkpoint the environments start anew from (seed, step), in a run that goes on as in one that resumes.
@@ -26,7 +26,7 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
     with Interrupts() as interrupts:
         start_lanes(run)
         guard = Guard(run)
-        while not run.finished and interrupts.caught is None:
+        while not run.finished and interrupts.agreed() is None:
             before = run.step
             cycle(run, guard, log, reporter)
             if run.finished or crossed(before, run.step, c.eval_every):
@@ -40,7 +40,7 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
         save_if_new(run)
 
 
-def cycle(run: Run, guard: Guard, log: RunLog, reporter: Reporter) -> None:
+def cycle(run: Run, guard: Guard, log: Log, reporter: Reporter) -> None:
     """Collect, learn and log once."""
     c = run.config.run
     begin, before = time.perf_counter(), run.step
@@ -90,7 +90,7 @@ class Guard:
             raise
 
 
-def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:
+def record(run: Run, log: Log, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:
     """Write one update's metrics."""
     run.seconds += seconds
     names = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance", "grad_norm", "lr")
@@ -100,7 +100,7 @@ def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], se
     reporter.update(run.metrics)
 
 
-def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -> None:
+def measure(run: Run, log: Log, reporter: Reporter, interrupts: Interrupts) -> None:
     """Evaluate, where there is something to try the policy on; a signal cuts it short."""
     score = None if run.judge is None else run.judge(lambda: interrupts.caught is not None)
     if score is None:

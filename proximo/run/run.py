@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from proximo import ranks
 from proximo.algorithms import Algorithm
 from proximo.errors import CheckpointError
 from proximo.policy import Learner
@@ -102,20 +103,22 @@ def state_of(run: Run) -> dict[str, Tensor]:
     return live_tensors(algorithm=run.algorithm, source=run.source, **ledger)
 
 
-def save(run: Run) -> Path:
-    """Write a checkpoint of this moment."""
+def save(run: Run) -> None:
+    """Write a checkpoint of this moment; of several processes the first one does."""
+    if not ranks.first():
+        return
     info = {
         "step": run.step,
         "update": run.update,
         "seconds": run.seconds,
         **run.config.identity,
     }
-    return checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
+    checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
 
 
 def save_if_new(run: Run) -> None:
     """Save, off the schedule, what no checkpoint holds yet."""
-    if not (run.folder / "checkpoints" / f"{run.step:012d}").exists():
+    if ranks.first() and not (run.folder / "checkpoints" / f"{run.step:012d}").exists():
         save(run)
 
 

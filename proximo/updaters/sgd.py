@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from proximo import ranks
 from proximo.batch import Batch
 from proximo.errors import ConfigError, NonFiniteError
 from proximo.objectives import Diagnostics, Term
@@ -106,6 +107,7 @@ class GradientStep:
             gradient.add_(more)
             report = {name: value + also[name] for name, value in report.items()}
         with torch.no_grad():
+            gradient, report = added(gradient, report)
             norm = gradient.square().sum().sqrt()
             clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
             self.optimizer.descend(clipped, state or self.optimizer.state)
@@ -122,11 +124,14 @@ class GradientStep:
             return torch.cat([each.reshape(-1) for each in gradients]), report | {"loss": loss.detach()}
 
     def pieces(self, minibatch: Batch) -> list[Batch]:
-        """What is evaluated at once, with the denominators of the whole minibatch: its losses add up."""
-        if self.micro is None:
+        """What this rank evaluates at once, with the denominators of the whole minibatch: all losses add up."""
+        if self.micro is None and ranks.size() == 1:
             return [minibatch]
-        whole, units = with_totals(minibatch), torch.arange(minibatch.unit_count(), device=minibatch.mask.device)
-        return [whole.part(some) for some in units.split(self.micro)]
+        whole, (index, own) = with_totals(minibatch), ranks.share(minibatch.unit_count(), minibatch.mask.device)
+        mine = whole.part(index)
+        of_units = own.view(-1, *[1] * (mask.dim() - 2)) if (mask := mine.mask).dim() > 1 else own
+        mine, units = mine.replace(mask=mask & of_units), torch.arange(len(index), device=mask.device)
+        return [mine.part(some) for some in units.split(self.micro or len(index))]
 
     def each(self, rows: Batch, parts: Tensor) -> Tensor:
         """One after the other: parts [n, m], reports [n, k]."""
@@ -135,6 +140,14 @@ class GradientStep:
     def loss(self, rows: Batch, part: Tensor) -> tuple[Tensor, Diagnostics]:
         minibatch = self.prepare(rows.part(part))
         return self.objective(self.policy.evaluate(minibatch), minibatch)
+
+
+def added(gradient: Tensor, report: Diagnostics) -> tuple[Tensor, Diagnostics]:
+    """A gradient [P] and reports, of which every rank has a part, as sums over ranks."""
+    if ranks.size() == 1:
+        return gradient, report
+    numbers = ranks.summed(torch.stack(list(report.values())))
+    return ranks.summed(gradient), dict(zip(report, numbers.unbind(), strict=True))
 
 
 @torch.no_grad()

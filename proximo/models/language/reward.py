@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
+from proximo.models.decoder import precise
 from proximo.models.language.critic import head, looked
 from proximo.models.language.hub import trunk_of, width_of
 from proximo.models.language.rows import flat, rows_after
@@ -50,7 +51,7 @@ class RewardModel(nn.Module):
         """Rewards in the shape of `mask`, [T, N] or [T, N, 2]; a reward model has no actions of its own."""
         lanes = flat(batch)
         with self.computing():
-            found = self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]).float()
+            found = precise(self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]))
         value = (self.gain * found.squeeze(-1).T + self.bias).view(batch.mask.shape)
         nobody: Any = None  # no actions, no distribution over them
         return Evaluation(torch.zeros_like(value), value, nobody, value[..., None])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import torch
 
+from proximo import ranks
 from proximo.algorithms.language import language_algorithm
 from proximo.batch import Batch
 from proximo.drift import Distances, Tensors
@@ -62,7 +62,7 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     group = run.group or (GROUP if "group" in plan.algorithm.needs else 1)
-    return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or os.cpu_count() or 1))
+    return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or ranks.cores()))
 
 
 def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:

@@ -9,7 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from proximo import compiler
+from proximo import compiler, ranks
 from proximo.errors import ConfigError, RunFolderError
 from proximo.models.language.hub import folder_of
 from proximo.rewards import Reward
@@ -58,9 +58,10 @@ def begin(
     with computing(plan.run):
         seed_all(plan.run.seed)
         run = build(plan, data, reward, notes.append)
-        run.folder = folder.new_folder(out, run.config)
-        run.agent.policy.model.config.save_pretrained(run.folder / MODEL)
-        run.agent.words.tokenizer.save_pretrained(run.folder / MODEL)
+        run.folder = folder.shared_folder(out, run.config)
+        if ranks.first():
+            run.agent.policy.model.config.save_pretrained(run.folder / MODEL)
+            run.agent.words.tokenizer.save_pretrained(run.folder / MODEL)
         save(run)
         return finished(drive(run, quiet, notes))
 
@@ -85,21 +86,20 @@ def resume(
             raise RunFolderError(f"the {name} of this run came from Python: proximo.language.resume(…, {name}=…)")
     asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
-    saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
     with computing(plan.run):
+        saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
         seed_all(plan.run.seed)
         run = build(plan, plan.data if data is None else data, reward, notes.append)
         run.folder = path
         bring_back(run, saved)
-        folder.write_config(path, run.config)
-        folder.rewind(path, run.step)
+        folder.go_on(path, run.config, run.step)
         notes.append(f"resuming {path} at update {run.step:,}")
         return finished(drive(run, quiet, notes))
 
 
 def finished(run: LanguageTrain) -> LanguageTrain:
     """Write the model as transformers reads it, where the run came to its end."""
-    if run.finished:
+    if run.finished and ranks.first():
         model = run.agent.policy.model
         if run.config.run.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
@@ -131,5 +131,5 @@ def plan_of(path: Path) -> LanguagePlan:
 @contextmanager
 def computing(run: LanguageRun) -> Iterator[None]:
     """A block in which torch computes as the run asks; the caller's generators are put back afterwards."""
-    with threads(run.threads), compiler.compiling(False), borrowed_generators():
+    with ranks.joined(run.device), threads(run.threads), compiler.compiling(False), borrowed_generators():
         yield
