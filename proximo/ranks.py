@@ -182,11 +182,9 @@ def own_stream() -> Iterator[None]:
     if size() == 1:
         yield
         return
-    seed = int(torch.randint(2**31, ()))
     with torch.random.fork_rng():
-        torch.manual_seed(seed + rank())
+        torch.manual_seed(torch.initial_seed() + rank() + 1)
         yield
-
 
 
 def whole(x: Tensor) -> Tensor:
