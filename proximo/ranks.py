@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from proximo.errors import ConfigError, RankLost
 
@@ -187,6 +187,26 @@ def own_stream() -> Iterator[None]:
         yield
 
 
+def local(x: Tensor) -> Tensor:
+    """What this rank holds of a tensor: its shard, or all of it; the same memory."""
+    return x.to_local() if isinstance(x, DTensor) else x
+
+
+@together
 def whole(x: Tensor) -> Tensor:
-    """All of a tensor of which every rank may hold a shard."""
+    """All of a tensor, on every rank."""
     return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def like(x: Tensor, part: Tensor) -> Tensor:
+    """This rank's part of a tensor that is sharded as `x` is, where that is sharded; the same memory."""
+    if not isinstance(x, DTensor):
+        return part
+    return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
+
+
+def write(x: Tensor, value: Tensor) -> None:
+    """Put all of a tensor's numbers into what this rank holds of it."""
+    if isinstance(x, DTensor):
+        value = distribute_tensor(value.to(x.device), x.device_mesh, x.placements, src_data_rank=None)
+    local(x).copy_(local(value))

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from proximo import ranks
 from proximo.errors import ProximoError
 from proximo.plasticity import in_use
 from proximo.run.log import Log
@@ -74,7 +75,9 @@ class Guard:
 
     def __init__(self, run: Run) -> None:
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
-        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, **ledger)
+        tensors = live_tensors(policy=run.policy, algorithm=run.algorithm, **ledger)
+        self.run, self.live = run, {name: ranks.local(tensor) for name, tensor in tensors.items()}
+        self.sharded = any(self.live[name] is not tensor for name, tensor in tensors.items())
         self.snapshot = Snapshot(self.live)
         self.before = self.snapshot.tensors
 
@@ -86,7 +89,8 @@ class Guard:
             yield
         except (ProximoError, KeyboardInterrupt):
             restore(self.live, self.before, "undoing a failed update")
-            save_if_new(self.run)
+            if not self.sharded:  # to save, all ranks must come
+                save_if_new(self.run)
             raise
 
 

@@ -42,6 +42,7 @@ class Run(Generic[P, A, S]):
     seconds: float = 0.0
     score: Rating | None = None  # the last evaluation
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last update
+    saved: int | None = None  # the step of the last checkpoint
     interrupted: int | None = None  # the signal that ended training early
 
     def __repr__(self) -> str:
@@ -105,6 +106,8 @@ def state_of(run: Run) -> dict[str, Tensor]:
 
 def save(run: Run) -> None:
     """Write a checkpoint of this moment; of several processes the first one does."""
+    run.saved = run.step
+    model, state = ({name: ranks.whole(x) for name, x in own.items()} for own in (run.policy.state_dict(), state_of(run)))
     if not ranks.first():
         return
     info = {
@@ -113,12 +116,12 @@ def save(run: Run) -> None:
         "seconds": run.seconds,
         **run.config.identity,
     }
-    checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
+    checkpoint.save(run.folder / "checkpoints", run.step, model, state, info)
 
 
 def save_if_new(run: Run) -> None:
     """Save, off the schedule, what no checkpoint holds yet."""
-    if ranks.first() and not (run.folder / "checkpoints" / f"{run.step:012d}").exists():
+    if run.step != run.saved:
         save(run)
 
 
@@ -129,7 +132,7 @@ def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     seconds = saved.number("seconds", int, float)
     load_policy(run.policy, saved)
     restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
-    run.step, run.update, run.seconds = step, update, seconds
+    run.step, run.update, run.seconds, run.saved = step, update, seconds, step
 
 
 def load_policy(policy: Learner, saved: checkpoint.Checkpoint) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 from proximo import ranks
 from proximo.batch import Batch
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
+from proximo.models.language.sharding import brought_together
 from proximo.rewards import Reward, scores
 from proximo.sources.generation import Completions, Generator
 from proximo.sources.sampling import Sampling
@@ -97,7 +98,7 @@ class TokenSource:
         """Completions of left-padded prompts [n, P], of which each rank draws its share: the same as one would."""
         count, (index, _) = len(token), ranks.share(len(token), token.device)
         noise = torch.rand(self.sampling.max_tokens, count, group, device=token.device)[:, index].flatten(1)
-        with ranks.own_stream():  # of engines that draw for themselves
+        with brought_together(model), ranks.own_stream():  # of engines that draw for themselves
             made = self.generator(model, token[index], live[index], self.sampling, group, noise)
         return Completions(*(ranks.gathered(x, count * group, 1) for x in made))
 

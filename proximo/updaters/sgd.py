@@ -62,7 +62,7 @@ def sgd(
             if enough():
                 break
         reports = torch.cat(passes)
-        if not (reports[:, WITNESSES].sum() + optimizer.state["vector"].sum()).isfinite():
+        if not (reports[:, WITNESSES].sum() + optimizer.total(optimizer.state["vector"])).isfinite():
             optimizer.restore(before)  # for a look at the batch with the weights that met it
             report = dict(zip(step.names, reports.unbind(1), strict=True))
             raise NonFiniteError(f"{culprit(policy, batch, report)}: the update was undone")
@@ -107,10 +107,10 @@ class GradientStep:
             gradient.add_(more)
             report = {name: value + also[name] for name, value in report.items()}
         with torch.no_grad():
-            gradient, report = added(gradient, report)
-            norm = gradient.square().sum().sqrt()
+            gradient, report = self.optimizer.summed(gradient), added(report)
+            norm = self.optimizer.total(gradient.square()).sqrt()
             clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            self.optimizer.descend(clipped, state or self.optimizer.state)
+            self.optimizer.go(clipped, state or self.optimizer.state)
             report = report | {"grad_norm": norm}
             self.names[:] = report
             return torch.stack(list(report.values()))
@@ -118,10 +118,7 @@ class GradientStep:
     def gradient(self, piece: Batch) -> tuple[Tensor, Diagnostics]:
         """The loss's gradient [P], and what the Terms report and the loss."""
         loss, report = self.objective(self.policy.evaluate(piece), piece)
-        parameters = [p for name, p in self.policy.named_parameters() if name in self.optimizer.shapes]
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        with torch.no_grad():
-            return torch.cat([each.reshape(-1) for each in gradients]), report | {"loss": loss.detach()}
+        return self.optimizer.gradient(loss, self.policy), report | {"loss": loss.detach()}
 
     def pieces(self, minibatch: Batch) -> list[Batch]:
         """What this rank evaluates at once, with the denominators of the whole minibatch: all losses add up."""
@@ -142,12 +139,11 @@ class GradientStep:
         return self.objective(self.policy.evaluate(minibatch), minibatch)
 
 
-def added(gradient: Tensor, report: Diagnostics) -> tuple[Tensor, Diagnostics]:
-    """A gradient [P] and reports, of which every rank has a part, as sums over ranks."""
+def added(report: Diagnostics) -> Diagnostics:
+    """Reports, of which every rank has a part, as sums over ranks."""
     if ranks.size() == 1:
-        return gradient, report
-    numbers = ranks.summed(torch.stack(list(report.values())))
-    return ranks.summed(gradient), dict(zip(report, numbers.unbind(), strict=True))
+        return report
+    return dict(zip(report, ranks.summed(torch.stack(list(report.values()))).unbind(), strict=True))
 
 
 @torch.no_grad()

@@ -17,6 +17,7 @@ from torch import Tensor
 from proximo import ranks
 from proximo.algorithms.language import language_algorithm
 from proximo.models.language.critic import Critic
+from proximo.models.language.hub import trunk_of
 from proximo.models.language.policy import LanguagePolicy
 from proximo.models.language.reward import RewardModel
 from proximo.run.seeding import UPDATES, derived, seed_all
@@ -67,22 +68,22 @@ def few(completion_ids: list[list[int]], **rest: Any) -> list[float]:
     return [sum(token < 20 for token in one) / len(one) - 0.01 * one[0] for one in completion_ids]
 
 
-def policy_for(algo: str, dtype: torch.dtype, arrange: Callable[[Any], Any] = lambda model: model) -> Any:
+def policy_for(algo: str, dtype: torch.dtype, arrange: Callable[[Any], Any], make: Callable[[], Any]) -> Any:
     """A policy whose reference is a little off, so that KL is not zero."""
-    model, reference = tiny.llama().to(dtype), tiny.llama(seed=0).to(dtype).requires_grad_(False)
+    model, reference = make().to(dtype), make().to(dtype).requires_grad_(False)
     with torch.no_grad():
         torch.manual_seed(3)
         for parameter in reference.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
     if algo == "reward":
         torch.manual_seed(4)
-        return arrange(RewardModel(model)).to(dtype)
+        return arrange(RewardModel(model).to(dtype))
     critic = None
     if algo == "ppo":
         critic = Critic(16).to(dtype)
     if algo == "asymmetric_ppo":
         torch.manual_seed(4)
-        critic = Critic(16, [copy.deepcopy(model.model) for _ in range(2)], 0.02).to(dtype)
+        critic = Critic(16, [copy.deepcopy(trunk_of(model)) for _ in range(2)], 0.02).to(dtype)
     return arrange(LanguagePolicy(model, reference, critic))
 
 
@@ -95,12 +96,14 @@ def source_for(name: str, algo: Any, count: int, group: int, needs: frozenset[st
     return TextSource(loader, rows, count, "ref_logp" in needs, at_once)
 
 
-def trained(case: Case, dtype: torch.dtype, arrange: Callable[[Any], Any] = lambda model: model) -> dict[str, Tensor]:
+def trained(
+    case: Case, dtype: torch.dtype, arrange: Callable[[Any], Any] = lambda model: model, make: Any = tiny.llama
+) -> dict[str, Tensor]:
     """Weights after a few updates, and what each of them reported."""
     name, algo, count, group, settings = case
     kind = language_algorithm(algo)
     config = kind.Config(lr=1e-3, **settings)
-    policy = policy_for(algo, dtype, arrange)
+    policy = policy_for(algo, dtype, arrange, make)
     algorithm, source = kind(policy, config), source_for(name, kind, count, group, config.needs)
     found: dict[str, Tensor] = {}
     for update in range(UPDATES_MADE):
@@ -138,8 +141,25 @@ def launch(size: int, do: Callable[[Path], None], folder: Path) -> list[int]:
     return [-1 if process.exitcode is None else process.exitcode for process in started]
 
 
+def in_shards(policy: Any) -> Any:
+    if ranks.size() > 1:
+        policy.shard()
+    return policy
+
+
 def every_case(folder: Path) -> None:
     """All cases in both precisions, each rank's results in a file of its own."""
     for dtype in (torch.float64, torch.float32):
         for case in CASES:
-            save_file(trained(case, dtype), folder / f"{case[0]}-{str(dtype)[6:]}-{ranks.size()}-{ranks.rank()}")
+            keep(trained(case, dtype), folder, case, dtype)
+
+
+def every_case_in_shards(folder: Path) -> None:
+    for dtype in (torch.float64, torch.float32):
+        for case in CASES:
+            make = tiny.gpt2 if dtype == torch.float64 else tiny.llama  # Llama's norms are float32, whatever is asked
+            keep(trained(case, dtype, in_shards, make), folder, case, dtype)
+
+
+def keep(found: dict[str, Tensor], folder: Path, case: Case, dtype: torch.dtype) -> None:
+    save_file(found, folder / f"{case[0]}-{str(dtype)[6:]}-{ranks.size()}-{ranks.rank()}")

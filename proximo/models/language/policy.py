@@ -15,6 +15,7 @@ from proximo.models.decoder import hidden, knows, precise, read
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
 from proximo.models.language.rows import Rows, flat, rows_of
+from proximo.models.language.sharding import shard
 from proximo.policy import Evaluation
 
 
@@ -53,6 +54,11 @@ class LanguagePolicy(nn.Module):
         self._reference = (reference,)  # in a tuple: no part of what learns, is counted or saved
         self.temperature, self.precision, self._saves = temperature, precision, saves
         self.eval()  # dropout would make π differ from the π that sampled
+
+    def shard(self) -> None:
+        """Leave every rank its part of the transformers: the policy's, the critics', the reference."""
+        (reference,), trunks = self._reference, [] if self.critic is None else [*self.critic.trunks]
+        shard([self.model, *trunks, *([reference] if isinstance(reference, nn.Module) else [])], self.device.type)
 
     @property
     def device(self) -> torch.device:

@@ -15,6 +15,7 @@ from proximo.models.decoder import precise
 from proximo.models.language.critic import head, looked
 from proximo.models.language.hub import trunk_of, width_of
 from proximo.models.language.rows import flat, rows_after
+from proximo.models.language.sharding import shard
 from proximo.policy import Evaluation
 
 
@@ -42,6 +43,10 @@ class RewardModel(nn.Module):
     def model(self) -> Any:
         """The causal language model whose trunk this is."""
         return self._model[0]
+
+    def shard(self) -> None:
+        """Leave every rank its part of the trunk."""
+        shard([self.trunk], self.device.type)
 
     @property
     def device(self) -> torch.device:
