@@ -46,13 +46,13 @@ def rank() -> int:
 
 
 def launched() -> int:
-    """How many processes a launcher such as torchrun has started on this machine."""
-    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    """How many processes a launcher such as torchrun has started for this run."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def cores() -> int:
     """How many of the machine's cores are for this process."""
-    return max(1, (os.cpu_count() or 1) // launched())
+    return max(1, (os.cpu_count() or 1) // int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
 
 
 def first() -> bool:
@@ -66,13 +66,16 @@ def joined(device: str) -> Iterator[None]:
 
     On GPUs each takes the one of its number on its machine. ConfigError where there are fewer.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2 or dist.is_initialized():
+    if launched() < 2 or dist.is_initialized():
         yield
         return
     if device == "cuda":
         local = int(os.environ.get("LOCAL_RANK", "0"))
         if local >= torch.cuda.device_count():
-            raise ConfigError(f"{launched()} processes need as many GPUs, and torch finds {torch.cuda.device_count()}")
+            found = torch.cuda.device_count()
+            raise ConfigError(
+                f"each process needs a GPU of its own: there are {found} here, and this is number {local}"
+            )
         torch.cuda.set_device(local)
     store, mine, count = next(dist.rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"

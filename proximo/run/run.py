@@ -107,7 +107,9 @@ def state_of(run: Run) -> dict[str, Tensor]:
 def save(run: Run) -> None:
     """Write a checkpoint of this moment; of several processes the first one does."""
     run.saved = run.step
-    model, state = ({name: ranks.whole(x) for name, x in own.items()} for own in (run.policy.state_dict(), state_of(run)))
+    model, state = (
+        {name: ranks.whole(x) for name, x in own.items()} for own in (run.policy.state_dict(), state_of(run))
+    )
     if not ranks.first():
         return
     info = {

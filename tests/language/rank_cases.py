@@ -5,17 +5,23 @@ from __future__ import annotations
 import copy
 import multiprocessing as mp
 import os
+import signal
 import socket
-from collections.abc import Callable
+import sys
+import warnings
+from collections.abc import Callable, Collection
+from itertools import count, product
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from proximo import ranks
+from proximo import cli, language, ranks
 from proximo.algorithms.language import language_algorithm
+from proximo.models.language import policy as policy_module
 from proximo.models.language.critic import Critic
 from proximo.models.language.hub import trunk_of
 from proximo.models.language.policy import LanguagePolicy
@@ -117,19 +123,22 @@ def trained(
     return found | {key: ranks.whole(x).detach().clone() for key, x in policy.state_dict().items()}
 
 
-def work(rank: int, size: int, port: int, do: Callable[[Path], None], folder: Path) -> None:
-    """One process of several."""
+def work(rank: int, size: int, port: int, do: Callable[[Path], object], folder: Path) -> None:
+    """One process of several, as torchrun starts them; what it says goes to files."""
     names = dict(RANK=rank, LOCAL_RANK=rank, WORLD_SIZE=size, LOCAL_WORLD_SIZE=size, MASTER_PORT=port)
     os.environ.update({name: str(value) for name, value in names.items()}, MASTER_ADDR="127.0.0.1")
+    for number, name in ((1, "out"), (2, "err")):
+        os.dup2(os.open(folder / f"{name}-{rank}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+    warnings.simplefilter("ignore")  # FSDP2 warns of views
     torch.set_num_threads(1)
-    with ranks.joined("cpu"):
-        do(folder)
+    do(folder)
 
 
-def launch(size: int, do: Callable[[Path], None], folder: Path) -> list[int]:
+def launch(size: int, do: Callable[[Path], object], folder: Path) -> list[int]:
     """Start so many processes that `do`; their exit codes. They are forked from one that has imported everything."""
     context = mp.get_context("forkserver")
-    context.set_forkserver_preload(["tests.language.rank_cases", "proximo.cli"])
+    context.set_forkserver_preload(["tests.language.rank_cases", "transformers.models.llama.modeling_llama"])
+    folder.mkdir(exist_ok=True)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -147,19 +156,88 @@ def in_shards(policy: Any) -> Any:
     return policy
 
 
-def every_case(folder: Path) -> None:
-    """All cases in both precisions, each rank's results in a file of its own."""
-    for dtype in (torch.float64, torch.float32):
-        for case in CASES:
-            keep(trained(case, dtype), folder, case, dtype)
+def replicated(folder: Path, names: Collection[str] = ()) -> None:
+    """The cases of these names, or all, in both precisions; each rank's results in a file of its own."""
+    with ranks.joined("cpu"):
+        for dtype, case in product((torch.float64, torch.float32), CASES):
+            if not names or case[0] in names:
+                keep(trained(case, dtype), folder, case, dtype)
 
 
-def every_case_in_shards(folder: Path) -> None:
-    for dtype in (torch.float64, torch.float32):
-        for case in CASES:
-            make = tiny.gpt2 if dtype == torch.float64 else tiny.llama  # Llama's norms are float32, whatever is asked
-            keep(trained(case, dtype, in_shards, make), folder, case, dtype)
+def sharded(folder: Path, names: Collection[str] = ()) -> None:
+    """The same with FSDP2, and with the model's own forward pass, which is what shards go through."""
+    with ranks.joined("cpu"), patch.object(policy_module, "knows", lambda model: False):
+        for dtype, case in product((torch.float64, torch.float32), CASES):
+            if not names or case[0] in names:
+                make = tiny.gpt2 if dtype == torch.float64 else tiny.llama  # Llama's norms are float32 in any case
+                keep(trained(case, dtype, in_shards, make), folder, case, dtype)
 
 
 def keep(found: dict[str, Tensor], folder: Path, case: Case, dtype: torch.dtype) -> None:
-    save_file(found, folder / f"{case[0]}-{str(dtype)[6:]}-{ranks.size()}-{ranks.rank()}")
+    save_file(found, folder / f"{case[0]}-{str(dtype)[6:]}-{ranks.rank()}")
+
+
+RUN: dict[str, Any] = dict(
+    algo="grpo", steps=5, batch=3, group=3, max_tokens=5, lr=1e-3, checkpoint_every=2, eval_every=2, eval_prompts=3,
+    device="cpu", threads=1, stop_drift=100.0, quiet=True,
+)  # fmt: skip
+PROMPTS = [{"prompt": f"{a} + {b} ="} for a in "abcdef" for b in range(5)]
+
+
+def folder_with_model(path: Path) -> Path:
+    tiny.llama().save_pretrained(path)
+    tiny.tokenizer().save_pretrained(path)
+    return path
+
+
+def run(folder: Path, happens: Callable[[int], None] = lambda call: None, again: bool = False, **more: Any) -> None:
+    """The command, with a run from Python in its place; `happens` as the reward function is called for the n-th time.
+
+    Its folder is the folder's parent, where the model lies too.
+    """
+    calls = count(1)
+
+    def reward(completion_ids: list[list[int]], **rest: Any) -> list[float]:
+        happens(next(calls))
+        return few(completion_ids)
+
+    def execute(argv: list[str]) -> int:
+        if again:
+            done = language.resume(folder.parent / "run", PROMPTS, reward=reward, quiet=True)
+        else:
+            out = folder.parent / "run"
+            done = language.train(folder.parent / "model", PROMPTS, reward=reward, out=out, **{**RUN, **more})
+        return cli.finish(done)
+
+    with patch.object(cli, "execute", execute), patch.object(sys, "argv", ["proximo", "train"]):
+        cli.main()
+
+
+def trouble(call: int, when: int, what: Callable[[], object]) -> None:
+    """At the second process alone."""
+    if call == when and ranks.dist.get_rank() == 1:
+        what()
+
+
+def fails(folder: Path) -> None:
+    run(folder, lambda call: trouble(call, 4, lambda: 1 / 0))
+
+
+def dies(folder: Path) -> None:
+    run(folder, lambda call: trouble(call, 4, lambda: os.kill(os.getpid(), signal.SIGKILL)))
+
+
+def is_told_to_stop(folder: Path) -> None:
+    run(folder, lambda call: trouble(call, 4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+
+
+def is_resumed(folder: Path) -> None:
+    run(folder, again=True)
+
+
+def runs_in_shards(folder: Path) -> None:
+    run(folder, shard=True)
+
+
+def finds_a_folder_in_use(folder: Path) -> None:
+    run(folder)

@@ -45,6 +45,8 @@ def build(plan: LanguagePlan, data: Any, reward: Reward | None, say: Say) -> Lan
     path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
     words = words_of(path, say)
     policy = policy_of(plan, path)
+    if plan.run.shard and ranks.size() > 1:
+        policy.shard()
     context = getattr(policy.model.config, "max_position_embeddings", None)
     found = material(data, kind, words, plan.run, context, say)
     plan = identified(plan, path, found)
@@ -60,6 +62,8 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     run = plan.run
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
+    if run.shard and ranks.launched() < 2:
+        raise ConfigError("shard is for several processes: torchrun --nproc-per-node K -m proximo language …")
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     group = run.group or (GROUP if "group" in plan.algorithm.needs else 1)
     return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or ranks.cores()))

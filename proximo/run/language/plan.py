@@ -77,6 +77,8 @@ class LanguageRun:
     """What products are taken in; parameters, logits and losses stay float32."""
     checkpointing: bool = False
     """Compute layers again in the backward pass, to save memory."""
+    shard: bool = False
+    """Leave each of several processes its part of all parameters, gradients and moments alone (FSDP2)."""
     at_once: int | None = None
     """Rows that are evaluated together where nothing is learned (reference, values); None: all."""
     checkpoint_every: int = 50
@@ -99,6 +101,8 @@ class LanguageRun:
             if getattr(self, name) is not None:
                 check(self, at_least_one=(name,))
         check(self, positive=tuple(name for name in ("max_kl", "stop_drift") if getattr(self, name) is not None))
+        if self.shard and self.max_kl is not None:
+            raise ConfigError("max_kl is measured on whole weights: leave out shard, or max_kl")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
         if self.seed >= 2**32:

@@ -12,6 +12,7 @@ from typing import Any
 from proximo import compiler, ranks
 from proximo.errors import ConfigError, RunFolderError
 from proximo.models.language.hub import folder_of
+from proximo.models.language.sharding import parts
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
 from proximo.run.drive import bring_back, drive
@@ -100,11 +101,18 @@ def resume(
 def finished(run: LanguageTrain) -> LanguageTrain:
     """Write the model as transformers reads it, where the run came to its end."""
     if run.finished and ranks.first():
-        model = run.agent.policy.model
+        model = run.agent.policy.model if not parts(run.agent.policy) else whole_policy(run).model
         if run.config.run.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(run.folder / MODEL)
     return run
+
+
+def whole_policy(run: LanguageTrain) -> Any:
+    """The policy of a run's last checkpoint, in one piece."""
+    policy = policy_of(run.config, folder_of(run.config.model))
+    load_policy(policy, checkpoint.latest(run.folder, lambda text: None))
+    return policy
 
 
 def load(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Speaker:
