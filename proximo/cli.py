@@ -46,6 +46,8 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.S
     asked = parse(Defaults(base.algorithm, base.run, base.network))
     run = replace(asked.run, env_options=merged(base.run.env_options, asked.run.env_options))
     config = Resolved(name, base.algo, preset, run, asked.algorithm, asked.network)
+    if ranks.launched() > 1 and (asked.form is not None or asked.seeds is not None):
+        raise ConfigError("--seeds and profile start processes of their own: leave out torchrun")
     if asked.form is not None:
         return advice.show(profile.profile(name, config, notes, asked.quiet), asked.form)
     if asked.seeds is not None:

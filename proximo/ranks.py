@@ -29,7 +29,7 @@ R = TypeVar("R")
 
 
 class Share(NamedTuple):
-    """Which of some things are this rank's: as many on every rank, the last ones over again where they do not divide."""
+    """Which of some things are this rank's: as many on every rank, the last over again where they do not divide."""
 
     index: Tensor  # int64 [m]
     own: Tensor  # bool [m]: False for those that another rank has

@@ -8,8 +8,8 @@ for the log-probability of each drawn token *after* temperature; give what comes
 force an EOS where the length ends nor take part of its settings from the model's folder.
 
 Random numbers come from torch's global generator alone, or are `noise` [T, N] in [0, 1), which an engine may leave
-aside: where it decides what is drawn, completions do not depend on how many processes share them. The model generates in evaluation mode, without dropout, and
-is put back into the mode it was in.
+aside: where noise decides what is drawn, completions do not depend on how many processes share them. The model
+generates in evaluation mode, without dropout, and is put back into the mode it was in.
 """
 
 from __future__ import annotations

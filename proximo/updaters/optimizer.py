@@ -17,7 +17,7 @@ def trainable(policy: Any) -> dict[str, nn.Parameter]:
 
 
 def packed(policy: Any) -> Tensor:
-    """A new vector [P] of all trainable parameters, which become views of it; shards stay what they are, and are copied.
+    """A new vector [P] of all trainable parameters, which become views of it; of shards it is a copy.
 
     Products are rounded in an order that depends on where in memory a matrix begins. So policies that are to agree to
     the last bit, a trained one and the same one loaded, lie alike.
