@@ -9,7 +9,7 @@ completes, judges and differentiates its `share` of the lanes, and they tell eac
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from typing import Any, NamedTuple, ParamSpec, TypeVar
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.rendezvous import rendezvous
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from proximo.errors import ConfigError, RankLost
@@ -31,7 +32,7 @@ R = TypeVar("R")
 class Share(NamedTuple):
     """Which of some things are this rank's: as many on every rank, the last over again where they do not divide."""
 
-    index: Tensor  # int64 [m]
+    places: Tensor  # int64 [m]
     own: Tensor  # bool [m]: False for those that another rank has
 
 
@@ -77,7 +78,7 @@ def joined(device: str) -> Iterator[None]:
                 f"each process needs a GPU of its own: there are {found} here, and this is number {local}"
             )
         torch.cuda.set_device(local)
-    store, mine, count = next(dist.rendezvous("env://"))
+    store, mine, count = next(rendezvous("env://"))
     backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=mine, world_size=count)
     try:
@@ -171,12 +172,12 @@ def told(text: str) -> str:
     return bytes(data.tolist()).decode()
 
 
-def must_agree(x: Tensor) -> None:
+def must_agree(tensors: Iterable[Tensor]) -> None:
     """RankLost where the ranks do not hold the same numbers; all of them wait here for the last one."""
     if size() > 1:
-        mine = torch.stack([x.double().sum(), x.double().square().sum()]).cpu()
-        if not (gathered(mine[None], size()) == mine).all():
-            raise RankLost("the processes of this run no longer hold the same weights: resume from its last checkpoint")
+        mine = torch.stack([torch.zeros(()).double(), *(x.double().sum().cpu() for x in tensors)])[None]
+        if not (gathered(mine, size()) == mine).all():
+            raise RankLost("the processes of this run no longer hold the same numbers: resume from its last checkpoint")
 
 
 @contextmanager

@@ -34,6 +34,7 @@ def learn(run: Run, log: Log, reporter: Reporter) -> None:
                 with guard.kept():
                     measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
+                ranks.must_agree(() if guard.sharded else guard.live.values())
                 save(run)
                 if not run.finished:
                     start_lanes(run)

@@ -100,7 +100,7 @@ class EnvSource:
         """The randomness of this rank's actions [T, N, ...]: its part of what one process would draw for all lanes."""
         count = self.lanes * ranks.size()
         noise = policy.noise(self.horizon, count)
-        return noise if count == self.lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).index], noise)
+        return noise if count == self.lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).places], noise)
 
     def everyones(self, x: Tensor) -> Tensor:
         """What all ranks have collected, lane beside lane, of what this one has: [T, N, ...]."""

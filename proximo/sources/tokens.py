@@ -68,7 +68,7 @@ class TokenSource:
         return batch.replace(reward=torch.where(batch.terminated, score, 0)), texts
 
     def scores(
-        self, lanes: Sequence[Example], texts: Sequence[str], columns: Mapping[str, list[Any]], group: int
+        self, lanes: Sequence[Example], texts: list[str], columns: Mapping[str, list[Any]], group: int
     ) -> Tensor:
         """What completions are worth, [N]: every rank asks for those of its share of the prompts."""
         index, own = ranks.share(len(lanes) // group)
@@ -76,9 +76,9 @@ class TokenSource:
         found = torch.zeros(len(index) * group)
         if mine:
             given = {name: [column[i] for i in mine] for name, column in columns.items()}
+            prompts, written = [lanes[i].text for i in mine], [texts[i] for i in mine]
             with ranks.apart():
-                asked = [lanes[i].text for i in mine], [texts[i] for i in mine]
-                found[: len(mine)] = torch.tensor(scores(self.reward, *asked, given))
+                found[: len(mine)] = torch.tensor(scores(self.reward, prompts, written, given))
         return ranks.gathered(found, len(lanes))
 
     def completed(self, policy: LanguagePolicy, asked: Sequence[Example], group: int) -> Batch:

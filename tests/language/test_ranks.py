@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from tests.language import rank_cases
-from tests.language.rank_cases import CASES, launch
+from tests.language.rank_cases import CASES
+from tests.processes import launch
 
 BOUND = {"float64": 1e-10, "float32": 1e-5}
 NAMES = [case[0] for case in CASES]

@@ -142,7 +142,7 @@ def in_pieces(batch: Batch, lanes: int | None, f: Callable[[Batch], Any]) -> Any
     Where there are several ranks, each looks at its share of the lanes.
     """
     count = batch.mask.shape[1]
-    mine = batch if ranks.size() == 1 else batch.part(ranks.share(count, batch.mask.device).index)
+    mine = batch if ranks.size() == 1 else batch.part(ranks.share(count, batch.mask.device).places)
     here = mine.mask.shape[1]
     with torch.no_grad():
         found = [f(mine.map(lambda x: x[:, i : i + (lanes or here)])) for i in range(0, here, lanes or here)]  # noqa: B023
