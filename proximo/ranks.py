@@ -18,7 +18,6 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.rendezvous import rendezvous
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from proximo.errors import ConfigError, RankLost
 
@@ -191,26 +190,35 @@ def own_stream() -> Iterator[None]:
         yield
 
 
-def local(x: Tensor) -> Tensor:
+def is_sharded(x: Any) -> bool:
+    """Whether a tensor is a DTensor, whose module takes long to import."""
+    return hasattr(x, "placements")
+
+
+def local(x: Any) -> Tensor:
     """What this rank holds of a tensor: its shard, or all of it; the same memory."""
-    return x.to_local() if isinstance(x, DTensor) else x
+    return x.to_local() if is_sharded(x) else x
 
 
 @together
-def whole(x: Tensor) -> Tensor:
+def whole(x: Any) -> Tensor:
     """All of a tensor, on every rank."""
-    return x.full_tensor() if isinstance(x, DTensor) else x
+    return x.full_tensor() if is_sharded(x) else x
 
 
-def like(x: Tensor, part: Tensor) -> Tensor:
+def like(x: Any, part: Tensor) -> Tensor:
     """This rank's part of a tensor that is sharded as `x` is, where that is sharded; the same memory."""
-    if not isinstance(x, DTensor):
+    if not is_sharded(x):
         return part
+    from torch.distributed.tensor import DTensor
+
     return DTensor.from_local(part, x.device_mesh, x.placements, run_check=False, shape=x.shape, stride=x.stride())
 
 
-def write(x: Tensor, value: Tensor) -> None:
+def write(x: Any, value: Tensor) -> None:
     """Put all of a tensor's numbers into what this rank holds of it."""
-    if isinstance(x, DTensor):
+    if is_sharded(x):
+        from torch.distributed.tensor import distribute_tensor
+
         value = distribute_tensor(value.to(x.device), x.device_mesh, x.placements, src_data_rank=None)
     local(x).copy_(local(value))

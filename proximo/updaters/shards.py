@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 
 from proximo import ranks
 
@@ -15,8 +14,8 @@ class Shards:
     def __init__(self, parameters: list[nn.Parameter], vector: Tensor) -> None:
         self.parameters, self.vector = parameters, vector
         sizes = [ranks.local(p).numel() for p in parameters]
-        self.pieces = [(p, x) for p, x in zip(parameters, vector.split(sizes), strict=True) if isinstance(p, DTensor)]
-        shared = [torch.full((n,), not isinstance(p, DTensor)) for p, n in zip(parameters, sizes, strict=True)]
+        self.pieces = [(p, x) for p, x in zip(parameters, vector.split(sizes), strict=True) if ranks.is_sharded(p)]
+        shared = [torch.full((n,), not ranks.is_sharded(p)) for p, n in zip(parameters, sizes, strict=True)]
         self.replicated = torch.cat(shared).to(vector.device)  # bool [P]: all ranks hold the same number there
 
     @torch.no_grad()

@@ -7,8 +7,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 
 from proximo import ranks
 
@@ -18,6 +16,9 @@ def shard(models: list[nn.Module], device: str) -> None:
 
     Gradients are sums over ranks, as all losses here are parts of one.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device, (ranks.size(),))
     for model in models:
         stacks = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
@@ -28,9 +29,9 @@ def shard(models: list[nn.Module], device: str) -> None:
             module.set_force_sum_reduction_for_comms(True)  # gloo knows nothing of scaled sums
 
 
-def parts(model: nn.Module) -> list[FSDPModule]:
+def parts(model: nn.Module) -> list[Any]:
     """The modules of a model that hold shards: none where it is not sharded."""
-    return [module for module in model.modules() if isinstance(module, FSDPModule)]
+    return [module for module in model.modules() if hasattr(module, "set_reshard_after_forward")]
 
 
 @contextmanager
