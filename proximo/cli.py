@@ -16,7 +16,7 @@ import gymnasium as gym
 import tyro
 from rich.console import Console
 
-from proximo import cli_language
+from proximo import cli_language, ranks
 from proximo.algorithms import algorithm_named
 from proximo.cli_train import Defaults, Request, profile_verb, train_verb
 from proximo.errors import ConfigError, ProximoError
@@ -46,6 +46,8 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.S
     asked = parse(Defaults(base.algorithm, base.run, base.network))
     run = replace(asked.run, env_options=merged(base.run.env_options, asked.run.env_options))
     config = Resolved(name, base.algo, preset, run, asked.algorithm, asked.network)
+    if ranks.launched() > 1 and (asked.form is not None or asked.seeds is not None):
+        raise ConfigError("--seeds and profile start processes of their own: leave out torchrun")
     if asked.form is not None:
         return advice.show(profile.profile(name, config, notes, asked.quiet), asked.form)
     if asked.seeds is not None:
@@ -151,6 +153,8 @@ def warn(text: str) -> None:
 
 def finish(run: Run | seeds.Series) -> int:
     """Say where everything is; the exit code."""
+    if not ranks.first():
+        return run.code
     print(*run.summary(), sep="\n")
     for line in run.complaints() if isinstance(run, seeds.Series) else []:
         warn(line)
@@ -202,11 +206,13 @@ def main() -> None:
     except (ProximoError, OSError) as error:  # the latter: a folder that may not be read, a disk that is gone
         if debug:
             traceback.print_exc()
-        print(f"proximo: {error}", file=sys.stderr)
+        if ranks.tells():
+            print(f"proximo: {error}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         kept = "; the last checkpoint stands" if argv[:1] in (["train"], ["resume"]) else ""
-        print(f"proximo: stopped{kept}", file=sys.stderr)
+        if ranks.tells():
+            print(f"proximo: stopped{kept}", file=sys.stderr)
         sys.exit(130)
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import tyro
 
+from proximo import ranks
 from proximo.algorithms.language import LANGUAGE
 from proximo.errors import ConfigError, unknown
 from proximo.run import folder
@@ -94,7 +95,8 @@ def execute(argv: list[str]) -> int:
     )
     if done is None:
         return 0
-    print(*done.summary(), sep="\n")
+    if ranks.first():
+        print(*done.summary(), sep="\n")
     return done.code
 
 

@@ -62,6 +62,10 @@ class NonFiniteError(ProximoError, FloatingPointError):
     """A NaN or an infinity, stopped before it reached the weights."""
 
 
+class RankLost(ProximoError, RuntimeError):
+    """A process of a run of several that ended, or no longer agrees with the others."""
+
+
 class StaleGraph(ProximoError, RuntimeError):
     """A compiled graph that no longer computes what it was traced from."""
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proximo import ranks
 from proximo.errors import CheckpointError
 
 
@@ -35,7 +36,7 @@ def restore(live: Mapping[str, Tensor], saved: Mapping[str, Tensor], where: str)
         if other.is_floating_point() and not other.isfinite().all():
             raise CheckpointError(f"{where}: tensor {name!r} holds NaN or infinity")
     for name, tensor in live.items():
-        tensor.copy_(saved[name])
+        ranks.write(tensor, saved[name])
 
 
 class Snapshot:

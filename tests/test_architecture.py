@@ -22,7 +22,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room may import from the rooms that stand before it in this order, and from itself.
 ORDER = [
     ("errors", "kernels", "replay"),
-    ("batch", "observations", "checks", "compiler", "decoder", "rewards"),
+    ("batch", "observations", "checks", "compiler", "decoder", "ranks", "rewards"),
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "drift", "groups", "objectives", "plasticity"),
     ("critics", "preferences", "reference", "sequences"),
@@ -98,7 +98,7 @@ PATH = {
 BESIDE = {"batch.py", "reduce.py", "sources/episodes.py", "coefficients.py"}  # statistics and the learning rate
 BESIDE |= {"sources/buffers.py", "observations.py"}  # how observations are kept
 BESIDE |= {"updaters/adam.py", "updaters/optimizer.py", "algorithms/config.py"}
-BESIDE |= {"compiler/__init__.py", "updaters/graph.py"}  # asked, and off
+BESIDE |= {"compiler/__init__.py", "updaters/graph.py", "ranks.py"}  # asked, and off; asked, and alone
 
 
 def test_from_env_step_to_the_gradient_is_eight_files_and_sixty_lines_each() -> None:

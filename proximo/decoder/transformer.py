@@ -68,10 +68,15 @@ def base_of(model: nn.Module) -> Any:
     return inner() if callable(inner) else model
 
 
+def kind_of(base: nn.Module) -> str:
+    """Its class's name in transformers; FSDP2 puts its own before it."""
+    return type(base).__name__.removeprefix("FSDP")
+
+
 def knows(model: nn.Module) -> bool:
     """Whether `read` can take this model: a class it knows, of which nothing unusual was asked."""
     base = base_of(model)
-    kind, config = type(base).__name__, getattr(base, "config", None)
+    kind, config = kind_of(base), getattr(base, "config", None)
     if any(p.device.type == "meta" or hasattr(p, "placements") for p in base.parameters()):  # sharded: DTensor
         return False
     if kind == "GPT2LMHeadModel":
@@ -82,10 +87,15 @@ def knows(model: nn.Module) -> bool:
     return kind in LLAMA and layers == {"full_attention"} and not windows
 
 
+def precise(x: Tensor) -> Tensor:
+    """In float32, where it has less."""
+    return x.float() if x.element_size() < 4 else x
+
+
 def read(model: nn.Module, dtype: torch.dtype | None = None) -> Decoder:
     """The model's decoder; its projections' weights are converted to `dtype`, once, without gradients."""
     base = base_of(model)
-    return (gpt2 if type(base).__name__ == "GPT2LMHeadModel" else llama)(base, lambda module: affine(module, dtype))
+    return (gpt2 if kind_of(base) == "GPT2LMHeadModel" else llama)(base, lambda module: affine(module, dtype))
 
 
 def affine(module: Any, dtype: torch.dtype | None) -> Map:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from contextlib import ExitStack
 from typing import TypeVar
 
+from proximo import ranks
 from proximo.errors import RunFolderError
 from proximo.run import checkpoint, folder
-from proximo.run.log import RunLog
+from proximo.run.log import log_for
 from proximo.run.loop import learn
 from proximo.run.panel import reporter_for
 from proximo.run.plot import has_curve, plot_runs
@@ -35,13 +36,13 @@ def drive(run: R, quiet: bool, notes: list[str]) -> R:
     title = f"{run.config.algo} · {run.config.title} · {run.folder}"
     with ExitStack() as stack:
         stack.callback(run.source.close)
-        log = RunLog(run.folder, run.step)
+        log = log_for(run.folder, run.step)
         stack.callback(log.close)
-        reporter = reporter_for(quiet, title, run.config.run.steps, run.step, run.config.axes[0])
+        reporter = reporter_for(quiet or not ranks.first(), title, run.config.run.steps, run.step, run.config.axes[0])
         stack.callback(lambda: reporter.close(run.finished))
         for note in notes:
             reporter.say(note)
         learn(run, log, reporter)
-    if has_curve(run.folder):
+    if ranks.first() and has_curve(run.folder):
         plot_runs([run.folder], run.folder / folder.CURVE)
     return run

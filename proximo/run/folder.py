@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from proximo import ranks
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
 from proximo.run.config import Resolved, changed, from_json
 from proximo.run.files import parse_json, read_bytes, read_json, replace_durably, to_json
@@ -51,6 +52,20 @@ def new_folder(out: str | Path | None, config: Resolved | LanguagePlan, seeds: S
     except OSError as error:
         raise RunFolderError(f"cannot write to {out or 'runs/'}: {error.strerror}") from None
     return path
+
+
+def shared_folder(out: str | Path | None, config: Resolved | LanguagePlan) -> Path:
+    """`new_folder`, made by the first of several processes for all of them."""
+    made = str(new_folder(out, config)) if ranks.first() else ""
+    return Path(ranks.told(made))
+
+
+def go_on(path: Path, config: Plan, step: int) -> None:
+    """Make a folder that of a run which goes on from `step`, once every process has read from it."""
+    ranks.most(step)
+    if ranks.first():
+        write_config(path, config)
+        rewind(path, step)
 
 
 def generated(config: Resolved | LanguagePlan, seeds: Sequence[int] = ()) -> Path:

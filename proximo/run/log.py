@@ -7,13 +7,41 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Protocol, cast
 
+from proximo import ranks
 from proximo.errors import RunFolderError
 from proximo.run.events import EventFile
 from proximo.run.files import replace_durably
 from proximo.run.folder import ALARMS, DRIFT, EVALS, METRICS, SAMPLES, SAMPLES_PAGE
 from proximo.run.samples import page
+
+
+class Log(Protocol):
+    """What the loop tells."""
+
+    def metrics(self, row: dict[str, Any]) -> dict[str, Any]: ...
+    def evaluation(self, row: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None: ...
+    def drift(self, row: dict[str, Any]) -> None: ...
+    def alarm(self, row: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
+
+
+def log_for(folder: Path, step: int) -> Log:
+    """The run's log; of several processes the first one keeps it."""
+    return RunLog(folder, step) if ranks.first() else Unwritten()
+
+
+class Unwritten:
+    """The log of a process that leaves it to the first one."""
+
+    def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
+        return {name: finite(value) for name, value in row.items()}
+
+    def evaluation(self, row: dict[str, Any], samples: Sequence[dict[str, Any]]) -> None: ...
+    def drift(self, row: dict[str, Any]) -> None: ...
+    def alarm(self, row: dict[str, Any]) -> None: ...
+    def close(self) -> None: ...
 
 
 class RunLog:

@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from proximo import ranks
 from proximo.errors import ProximoError
 from proximo.plasticity import in_use
-from proximo.run.log import RunLog
+from proximo.run.log import Log
 from proximo.run.panel import Reporter
 from proximo.run.run import Run, save, save_if_new
 from proximo.run.seeding import LANES, UPDATES, derived, seed_all
@@ -17,7 +18,7 @@ from proximo.run.signals import Interrupts
 from proximo.state import Snapshot, live_tensors, restore
 
 
-def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
+def learn(run: Run, log: Log, reporter: Reporter) -> None:
     """Collect, learn, log; evaluate and save on schedule; stop when the steps are used or a signal asks to.
 
     At a checkpoint the environments start anew from (seed, step), in a run that goes on as in one that resumes.
@@ -26,13 +27,14 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
     with Interrupts() as interrupts:
         start_lanes(run)
         guard = Guard(run)
-        while not run.finished and interrupts.caught is None:
+        while not run.finished and interrupts.agreed() is None:
             before = run.step
             cycle(run, guard, log, reporter)
             if run.finished or crossed(before, run.step, c.eval_every):
                 with guard.kept():
                     measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
+                ranks.must_agree(() if guard.sharded else guard.live.values())
                 save(run)
                 if not run.finished:
                     start_lanes(run)
@@ -40,7 +42,7 @@ def learn(run: Run, log: RunLog, reporter: Reporter) -> None:
         save_if_new(run)
 
 
-def cycle(run: Run, guard: Guard, log: RunLog, reporter: Reporter) -> None:
+def cycle(run: Run, guard: Guard, log: Log, reporter: Reporter) -> None:
     """Collect, learn and log once."""
     c = run.config.run
     begin, before = time.perf_counter(), run.step
@@ -74,7 +76,9 @@ class Guard:
 
     def __init__(self, run: Run) -> None:
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
-        self.run, self.live = run, live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
+        tensors = live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
+        self.run, self.live = run, {name: ranks.local(tensor) for name, tensor in tensors.items()}
+        self.sharded = any(self.live[name] is not tensor for name, tensor in tensors.items())
         self.snapshot = Snapshot(self.live)
         self.before = self.snapshot.tensors
 
@@ -86,11 +90,12 @@ class Guard:
             yield
         except (ProximoError, KeyboardInterrupt):
             restore(self.live, self.before, "undoing a failed update")
-            save_if_new(self.run)
+            if not self.sharded:  # to save, all ranks must come
+                save_if_new(self.run)
             raise
 
 
-def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:
+def record(run: Run, log: Log, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:
     """Write one update's metrics."""
     run.seconds += seconds
     names = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction", "explained_variance", "grad_norm", "lr")
@@ -102,14 +107,14 @@ def record(run: Run, log: RunLog, reporter: Reporter, report: dict[str, Any], se
         alarmed(log, reporter, run.step, run.watch.updated(run.folder, run.metrics))
 
 
-def alarmed(log: RunLog, reporter: Reporter, step: int, alarms: list[str]) -> None:
+def alarmed(log: Log, reporter: Reporter, step: int, alarms: list[str]) -> None:
     """Tell of alarms, and write them down."""
     for text in alarms:
         reporter.say(text)
         log.alarm({"step": step, "alarm": text})
 
 
-def measure(run: Run, log: RunLog, reporter: Reporter, interrupts: Interrupts) -> None:
+def measure(run: Run, log: Log, reporter: Reporter, interrupts: Interrupts) -> None:
     """Evaluate, where there is something to try the policy on; a signal cuts it short."""
     score = None if run.judge is None else run.judge(lambda: interrupts.caught is not None)
     if score is None:

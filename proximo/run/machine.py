@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import gymnasium as gym
 import torch
 
-from proximo import compiler
+from proximo import compiler, ranks
 from proximo.errors import ConfigError
 from proximo.models.encoders import is_image
 from proximo.observations import leaves
@@ -54,6 +54,8 @@ def choose_compile(config: Resolved) -> tuple[str, str]:
     By rule, not by stopwatch: compiled and uncompiled numbers differ by rounding, and a run must not depend on how
     busy the machine was or on what it compiled before.
     """
+    if ranks.launched() > 1:
+        return "off", "several processes add up their gradients in every step"
     asked, missing = config.run.compile, compiler.missing()
     if asked == "off":
         return "off", "as asked"
@@ -97,7 +99,9 @@ def computing(config: Resolved) -> Iterator[None]:
     run = config.run
     if run.device == "cpu" and has_images(config):
         keep_memory()
-    with threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators():
+    with (
+        ranks.joined(run.device), threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators()
+    ):  # fmt: skip
         yield
 
 

@@ -8,6 +8,7 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
+from proximo import ranks
 from proximo.algorithms import Algorithm
 from proximo.errors import CheckpointError
 from proximo.policy import Learner
@@ -42,6 +43,7 @@ class Run(Generic[P, A, S]):
     seconds: float = 0.0
     score: Rating | None = None  # the last evaluation
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last update
+    saved: int | None = None  # the step of the last checkpoint
     interrupted: int | None = None  # the signal that ended training early
 
     def __repr__(self) -> str:
@@ -102,20 +104,26 @@ def state_of(run: Run) -> dict[str, Tensor]:
     return live_tensors(algorithm=run.algorithm, source=run.source, **ledger)
 
 
-def save(run: Run) -> Path:
-    """Write a checkpoint of this moment."""
+def save(run: Run) -> None:
+    """Write a checkpoint of this moment; of several processes the first one does."""
+    run.saved = run.step
+    model, state = (
+        {name: ranks.whole(x) for name, x in own.items()} for own in (run.policy.state_dict(), state_of(run))
+    )
+    if not ranks.first():
+        return
     info = {
         "step": run.step,
         "update": run.update,
         "seconds": run.seconds,
         **run.config.identity,
     }
-    return checkpoint.save(run.folder / "checkpoints", run.step, run.policy.state_dict(), state_of(run), info)
+    checkpoint.save(run.folder / "checkpoints", run.step, model, state, info)
 
 
 def save_if_new(run: Run) -> None:
     """Save, off the schedule, what no checkpoint holds yet."""
-    if not (run.folder / "checkpoints" / f"{run.step:012d}").exists():
+    if run.step != run.saved:
         save(run)
 
 
@@ -126,7 +134,7 @@ def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     seconds = saved.number("seconds", int, float)
     load_policy(run.policy, saved)
     restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
-    run.step, run.update, run.seconds = step, update, seconds
+    run.step, run.update, run.seconds, run.saved = step, update, seconds, step
 
 
 def load_policy(policy: Learner, saved: checkpoint.Checkpoint) -> None:

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from proximo import ranks
 from proximo.algorithms import Expecting, algorithm_named
 from proximo.batch import leaves_of
 from proximo.errors import CheckpointError, ConfigError
@@ -27,6 +28,7 @@ from proximo.run.run import EnvRun, Run, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
 from proximo.sources.backends import Lanes, lanes_for
+from proximo.sources.envs import EnvSource
 from proximo.sources.making import MANY, EnvLike, name_of, single
 from proximo.sources.options import merged, options_from, said
 from proximo.state import restore
@@ -114,7 +116,7 @@ def begin(
     with computing(config):
         seed_all(config.run.seed)
         run = build(env, config, lanes, own)
-        run.folder = folder.new_folder(out, config)
+        run.folder = folder.shared_folder(out, config)
         save(run)
         return drive(run, quiet, notes + choices)
 
@@ -123,7 +125,7 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     """The configuration with all that depends on the environment and the machine, the lanes, and notes that say why."""
     device, reason = choose_device(config, env)
     lanes = lanes_for(
-        env, config.run.envs, config.run.backend, config.run.max_episode_steps, device, config.run.options
+        env, of_each(env, config.run.envs), config.run.backend, config.run.max_episode_steps, device, config.run.options
     )
     spaces = spaces_of(lanes)
     mode, why = choose_compile(replace(config, spaces=spaces))
@@ -168,7 +170,7 @@ def resume(
         notes.append(f"compile {mode}: {why}; the numbers then differ a little")
     config = replace(config, run=changed(config.run, device=choose_device(config, env)[0], compile=mode))
     c = config.run
-    lanes = lanes_for(env, c.envs, c.backend, c.max_episode_steps, c.device, c.options)
+    lanes = lanes_for(env, of_each(env, c.envs), c.backend, c.max_episode_steps, c.device, c.options)
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
     with computing(config):
@@ -176,10 +178,19 @@ def resume(
         run = build(env, config, lanes, own, fresh=saved is None)
         run.folder = path
         bring_back(run, saved)
-        folder.write_config(path, config)
-        folder.rewind(path, run.step)
+        folder.go_on(path, config, run.step)
         notes.append(f"resuming {path} at step {run.step:,}")
         return drive(run, quiet, notes)
+
+
+def of_each(env: EnvLike, lanes: int) -> int:
+    """How many of a run's lanes each of several processes steps; ConfigError where they cannot be shared."""
+    many = ranks.launched()
+    if many > 1 and isinstance(env, MANY):
+        raise ConfigError("several processes cannot share one vector environment: pass a maker of single ones")
+    if lanes % many:
+        raise ConfigError(f"envs is {lanes}, which {many} processes cannot share evenly")
+    return lanes // many
 
 
 def cautions(config: Resolved, lanes: Lanes) -> list[str]:
@@ -216,6 +227,10 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     if isinstance(algorithm, Expecting):
         algorithm.expect(blank(policy, shown, config.algorithm.horizon, config.run.envs))
     source = lanes.source(lanes.make, config.algorithm.horizon)
+    if ranks.size() > 1:
+        if not isinstance(source, EnvSource):
+            raise ConfigError("several processes cannot share lanes in tensors: take another backend, or one process")
+        source.before = ranks.rank() * of_each(env, config.run.envs)
     ledger = Ledger(policy, config.run) if config.run.measures_drift else None
     if ledger is not None and own.names:
         must_be_measured(policy, shown, own.names)
@@ -224,5 +239,5 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     judge = None
     if not isinstance(env, MANY):
         make, c = single(env, config.run.max_episode_steps, **config.run.options), config.run
-        judge = lambda stop: evaluate(agent, make, c.eval_episodes, c.seed, stop)  # noqa: E731
+        judge = lambda stop: evaluate(agent, make, c.eval_episodes, c.seed, stop) if ranks.first() else None  # noqa: E731
     return Run(Path(), config, agent, algorithm, source, judge, ledger)

@@ -8,6 +8,8 @@ import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+from proximo import ranks
+
 
 class Interrupts:
     """While entered, these signals are noted in `caught` instead of raised (in the main thread only).
@@ -34,9 +36,14 @@ class Interrupts:
                 continue
             signal.signal(number, handler)
 
+    def agreed(self) -> int | None:
+        """`caught`, once it was by any of the processes of the run: they all learn of it in the same update."""
+        self.caught = ranks.most(self.caught or 0) or None
+        return self.caught
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.caught is not None:
             raise KeyboardInterrupt
         self.caught = number
-        if os.isatty(2):
+        if os.isatty(2) and ranks.first():
             os.write(2, b"proximo: finishing the update, then saving; again to stop at once\n")

@@ -12,7 +12,8 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
-from proximo.batch import Batch, leaves_of
+from proximo import ranks
+from proximo.batch import Batch, leaves_of, tree_map
 from proximo.errors import ConfigError, EnvFailure, NonFiniteError
 from proximo.observations import MASK, choices
 from proximo.policy import Policy
@@ -30,10 +31,13 @@ class EnvSource:
 
     `make(seed)` builds the lanes anew. `restart(seed)` is called before the first collection and at every checkpoint:
     the lanes are rebuilt from the seed alone, so that a resumed run meets the same episodes as one that never stopped.
+
+    Where there are several ranks, each steps as many lanes, and `collect` gives all of them: [T, ranks · N]. `before`
+    are how many lanes come before this rank's; the i-th of all has the seed + i.
     """
 
-    def __init__(self, make: MakeEnvs, horizon: int) -> None:
-        self.make, self.horizon = make, horizon
+    def __init__(self, make: MakeEnvs, horizon: int, before: int = 0) -> None:
+        self.make, self.horizon, self.before = make, horizon, before
         self.envs: gym.vector.VectorEnv | None = None
         self.actor: Actor | None = None
         self.episodes = Episodes()
@@ -42,7 +46,7 @@ class EnvSource:
     def restart(self, seed: int) -> None:
         """Build the lanes from `seed` and start their first episodes; the open ones are given up."""
         self.close()
-        self.taken = 0
+        self.taken, seed = 0, seed + self.before
         self.envs = envs = self._guarded("start", lambda: self.make(seed))
         self.mode = autoreset_mode(envs)
         self.lanes = envs.num_envs
@@ -64,7 +68,7 @@ class EnvSource:
         self.seen.write(-1, first)
         self.mask[-1], self.fresh = True, np.ones(lanes, bool)
         self._finite(0)
-        self.episodes.restart(lanes)
+        self.episodes.restart(lanes * ranks.size())
         if self.actor is not None:
             self.actor.forget()
 
@@ -78,7 +82,7 @@ class EnvSource:
         self.seen.again()
         self.mask[0], self.mask[1:] = self.mask[-1], True
         self.finals: Finals = {}
-        noise, actions = policy.noise(self.horizon, self.lanes), list[Leaves]()
+        noise, actions = self.noise(policy), list[Leaves]()
         if self.actor is None or policy is not self.actor.policy:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
@@ -90,7 +94,17 @@ class EnvSource:
         batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
         if self.finals:
             self._correct(batch.next_value)
-        return batch
+        return batch.map(self.everyones)
+
+    def noise(self, policy: Policy) -> Any:
+        """The randomness of this rank's actions [T, N, ...]: its part of what one process would draw for all lanes."""
+        count = self.lanes * ranks.size()
+        noise = policy.noise(self.horizon, count)
+        return noise if count == self.lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).places], noise)
+
+    def everyones(self, x: Tensor) -> Tensor:
+        """What all ranks have collected, lane beside lane, of what this one has: [T, N, ...]."""
+        return ranks.gathered(x, self.lanes * ranks.size(), 1)
 
     def shown(self, t: int) -> list[Tensor]:
         """What the policy sees at step `t`, leaf by leaf."""
@@ -150,10 +164,11 @@ class EnvSource:
         start = np.concatenate([self.fresh[None], after[:-1]]) & mask
         self.fresh = after[-1]
         if self.score is None or self.over is None:
-            self.episodes.add(reward, mask, ended)
+            seen = reward, mask, ended
         else:
             # where only a life ended, the row after it is no transition to learn from, and still pays
-            self.episodes.add(as_float32(self.score), mask, self.over)
+            seen = as_float32(self.score), mask, self.over
+        self.episodes.add(*(self.everyones(torch.from_numpy(x)).numpy() for x in seen))
         columns = dict(mask=mask, start=start, reward=reward, terminated=terminated, truncated=truncated)
         flat = {name: torch.from_numpy(column) for name, column in columns.items()}
         return Batch(observation=self.seen.column(), action=action, **flat).to(self.device)

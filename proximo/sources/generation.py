@@ -7,8 +7,9 @@ that there are N = n · repeat lanes; lane i · repeat + j is the j-th completio
 for the log-probability of each drawn token *after* temperature; give what comes back to `laid_out`. It must neither
 force an EOS where the length ends nor take part of its settings from the model's folder.
 
-Random numbers come from torch's global generator alone. The model generates in evaluation mode, without dropout, and
-is put back into the mode it was in.
+Random numbers come from torch's global generator alone, or are `noise` [T, N] in [0, 1), which an engine may leave
+aside: where noise decides what is drawn, completions do not depend on how many processes share them. The model
+generates in evaluation mode, without dropout, and is put back into the mode it was in.
 """
 
 from __future__ import annotations
@@ -47,7 +48,13 @@ class Generator(Protocol):
     """Draws completions of prompts; see above."""
 
     def __call__(
-        self, model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, repeat: int = 1
+        self,
+        model: nn.Module,
+        token: Tensor,
+        live: Tensor,
+        sampling: Sampling,
+        repeat: int = 1,
+        noise: Tensor | None = None,
     ) -> Completions: ...
 
 
@@ -85,6 +92,7 @@ def decode(
     live: Tensor,
     sampling: Sampling,
     repeat: int = 1,
+    noise: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> Completions:
     """Our own decoder, for models that `decoder.transformer` knows: a `Generator`. Others go to `generate`: it says so.
@@ -97,7 +105,7 @@ def decode(
         return generate(model, token, live, sampling, repeat)
     check_prompts(model, token, live, sampling)
     lanes = len(token) * repeat
-    noise = torch.rand(sampling.max_tokens, lanes, device=token.device)
+    noise = torch.rand(sampling.max_tokens, lanes, device=token.device) if noise is None else noise
     more = ceil(lanes) - lanes  # operations on single numbers have other kernels for what is left over
     with generating(model):
         decoder, kept = read(model, dtype), []
@@ -148,7 +156,14 @@ def blank(steps: int, lanes: int, sampling: Sampling, device: torch.device) -> C
     return Completions(token, torch.zeros_like(token, dtype=torch.bool), torch.zeros(steps, lanes, device=device))
 
 
-def generate(model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, repeat: int = 1) -> Completions:
+def generate(
+    model: nn.Module,
+    token: Tensor,
+    live: Tensor,
+    sampling: Sampling,
+    repeat: int = 1,
+    noise: Tensor | None = None,
+) -> Completions:
     """transformers' own `generate`, for any causal language model: a `Generator`.
 
     The model's own generation settings (its folder's generation_config.json) are put aside: a repetition penalty or a

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from proximo import ranks
 from proximo.batch import Batch, leaves_of, with_leaves
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
+from proximo.models.language.sharding import brought_together
 from proximo.reduce import masked_mean
 from proximo.rewards import Reward, scores
 from proximo.sources.generation import Completions, Generator
@@ -74,14 +76,27 @@ class TokenSource:
         batch = self.completed(policy, asked, group)
         texts = [self.decode(ids) for ids in written(batch)]
         lanes = [each for each in asked for _ in range(group)]
-        found = scores(self.reward, [each.text for each in lanes], texts, told(lanes, batch))
-        score = torch.tensor(found, device=policy.device)
+        score = self.scores(lanes, texts, told(lanes, batch), group).to(policy.device)
         return batch.replace(reward=torch.where(batch.terminated, score, 0)), texts
+
+    def scores(
+        self, lanes: Sequence[Example], texts: list[str], columns: Mapping[str, list[Any]], group: int
+    ) -> Tensor:
+        """What completions are worth, [N]: every rank asks for those of its share of the prompts."""
+        index, own = ranks.share(len(lanes) // group)
+        mine = [prompt * group + i for prompt in index[own].tolist() for i in range(group)]
+        found = torch.zeros(len(index) * group)
+        if mine:
+            given = {name: [column[i] for i in mine] for name, column in columns.items()}
+            prompts, written = [lanes[i].text for i in mine], [texts[i] for i in mine]
+            with ranks.apart():
+                found[: len(mine)] = torch.tensor(scores(self.reward, prompts, written, given))
+        return ranks.gathered(found, len(lanes))
 
     def completed(self, policy: LanguagePolicy, asked: Sequence[Example], group: int) -> Batch:
         """The prompts' completions as a batch [T, N] without rewards, with what reference and critics say of it."""
         prompts = {name: x.to(policy.device) for name, x in left([e.prompt for e in asked], self.sampling.pad).items()}
-        made = self.generator(policy.model, prompts["token"], prompts["live"], self.sampling, group)
+        made = self.generated(policy.model, prompts["token"], prompts["live"], group)
         batch = batch_of(prompts["token"], prompts["live"], made, group, self.sampling.eos)
         if policy.has_reference:
             batch = batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp))
@@ -90,6 +105,14 @@ class TokenSource:
             batch = batch.replace(value=value, values=values, next_value=after(value, batch.terminated))
             batch = batch.replace(logp=logp, sampler_logp=batch.logp) if self.judges_again else batch
         return batch
+
+    def generated(self, model: Any, token: Tensor, live: Tensor, group: int) -> Completions:
+        """Completions of left-padded prompts [n, P], of which each rank draws its share: the same as one would."""
+        count, (index, _) = len(token), ranks.share(len(token), token.device)
+        noise = torch.rand(self.sampling.max_tokens, count, group, device=token.device)[:, index].flatten(1)
+        with brought_together(model), ranks.own_stream():  # of engines that draw for themselves
+            made = self.generator(model, token[index], live[index], self.sampling, group, noise)
+        return Completions(*(ranks.gathered(x, count * group, 1) for x in made))
 
 
 def opinion(policy: LanguagePolicy, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

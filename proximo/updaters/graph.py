@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from proximo import ranks
 from proximo.batch import Batch
 from proximo.compiler import compiling_is_on, fuse, lent
 from proximo.errors import ConfigError, StaleGraph
@@ -26,9 +27,9 @@ TOLERANCE = 0.1  # of the way that parameters go in a call; what float32 roundin
 def graph_for(step: Any, rows: Batch, parts: int) -> StepGraph | None:
     """The graph of a `GradientStep` on each of `parts` parts of rows like these; None where nothing is compiled.
 
-    There is one for each objective and shape of batch.
+    There is one for each objective and shape of batch; none where processes add up their gradients.
     """
-    if not compiling_is_on():
+    if not compiling_is_on() or ranks.size() > 1:
         return None
     key = (step, parts, tuple(vars(rows)), tuple((leaf.shape, leaf.dtype) for leaf in rows.leaves()))
     graph = kept(step.optimizer, key, lambda: StepGraph(step, rows, parts))

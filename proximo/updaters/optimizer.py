@@ -7,7 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from proximo import ranks
 from proximo.errors import ConfigError
+from proximo.updaters.shards import Shards
 
 
 def trainable(policy: Any) -> dict[str, nn.Parameter]:
@@ -15,15 +17,16 @@ def trainable(policy: Any) -> dict[str, nn.Parameter]:
 
 
 def packed(policy: Any) -> Tensor:
-    """A new vector [P] of all trainable parameters, which become views of it.
+    """A new vector [P] of all trainable parameters, which become views of it; of shards it is a copy.
 
     Products are rounded in an order that depends on where in memory a matrix begins. So policies that are to agree to
     the last bit, a trained one and the same one loaded, lie alike.
     """
     parameters = trainable(policy).values()
-    vector = torch.cat([parameter.detach().reshape(-1) for parameter in parameters])
-    for parameter, part in zip(parameters, vector.split([p.numel() for p in parameters]), strict=True):
-        parameter.data = part.view(parameter.shape)
+    vector = torch.cat([ranks.local(parameter.detach()).reshape(-1) for parameter in parameters])
+    for parameter, part in zip(parameters, vector.split([ranks.local(p).numel() for p in parameters]), strict=True):
+        if ranks.local(parameter) is parameter:
+            parameter.data = part.view(parameter.shape)
     return vector
 
 
@@ -35,13 +38,40 @@ class Optimizer:
     """
 
     def __init__(self, policy: Any, lr: float) -> None:
-        self.shapes = {name: parameter.shape for name, parameter in trainable(policy).items()}
+        parameters = trainable(policy)
+        self.shapes = {name: ranks.local(parameter).shape for name, parameter in parameters.items()}
         vector = packed(policy)
+        sharded = any(ranks.local(parameter) is not parameter for parameter in parameters.values())
+        self.shards = Shards(list(parameters.values()), vector) if sharded else None
+        self.wholes = parameters if sharded else {}
         self.state: dict[str, Tensor] = {
             "vector": vector,
             "lr": torch.tensor(lr, dtype=torch.float64, device=vector.device),
         }
         self.graphs: dict[Any, Any] = {}  # compiled gradient steps
+
+    def gradient(self, loss: Tensor, policy: Any) -> Tensor:
+        """Of a loss: [P]."""
+        if self.shards is not None:
+            return self.shards.gradient(loss)
+        parameters = [p for name, p in policy.named_parameters() if name in self.shapes]
+        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
+        with torch.no_grad():
+            return torch.cat([each.reshape(-1) for each in gradients])
+
+    def summed(self, gradient: Tensor) -> Tensor:
+        """The sum of all ranks' gradients."""
+        return ranks.summed(gradient) if self.shards is None else self.shards.summed(gradient)
+
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of numbers [P] over all parameters, wherever they are."""
+        return x.sum() if self.shards is None else self.shards.total(x)
+
+    def go(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
+        """`descend`, with all parameters."""
+        self.descend(gradient, state)
+        if self.shards is not None:
+            self.shards.spread()
 
     def descend(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
         """One step against a gradient [P], in place; `state` is the optimizer's own, or stands for it in a trace."""
@@ -65,9 +95,13 @@ class Optimizer:
         """Parameters and all that is remembered as they were in a copy of `state`."""
         for name, tensor in state.items():
             self.state[name].copy_(tensor)
+        if self.shards is not None:
+            self.shards.spread()
 
     def must_hold(self, policy: Any) -> None:
-        """ConfigError if the policy's parameters are no longer views of this optimizer's vector."""
+        """ConfigError if the policy's parameters are no longer views of this optimizer's vector, or sharded."""
+        if self.shards is not None:
+            return self.shards.take()
         first = next(parameter for parameter in policy.parameters() if parameter.requires_grad)
         if first.data_ptr() != self.state["vector"].data_ptr():
             raise ConfigError(
@@ -82,5 +116,7 @@ class Optimizer:
             if tensor.dim() == 0:
                 found[name] = tensor
             elif name != "vector":
-                found |= {f"{parameter}.{name}": part for parameter, part in self.parts(tensor).items()}
+                parts = self.parts(tensor)
+                parts |= {parameter: ranks.like(x, parts[parameter]) for parameter, x in self.wholes.items()}
+                found |= {f"{parameter}.{name}": part for parameter, part in parts.items()}
         return found

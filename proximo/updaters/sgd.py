@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from proximo import ranks
 from proximo.batch import Batch
 from proximo.errors import ConfigError, NonFiniteError
 from proximo.objectives import Diagnostics, Term
@@ -61,7 +62,7 @@ def sgd(
             if enough():
                 break
         reports = torch.cat(passes)
-        if not (reports[:, WITNESSES].sum() + optimizer.state["vector"].sum()).isfinite():
+        if not (reports[:, WITNESSES].sum() + optimizer.total(optimizer.state["vector"])).isfinite():
             optimizer.restore(before)  # for a look at the batch with the weights that met it
             report = dict(zip(step.names, reports.unbind(1), strict=True))
             raise NonFiniteError(f"{culprit(policy, batch, report)}: the update was undone")
@@ -106,9 +107,10 @@ class GradientStep:
             gradient.add_(more)
             report = {name: value + also[name] for name, value in report.items()}
         with torch.no_grad():
-            norm = gradient.square().sum().sqrt()
+            gradient, report = self.optimizer.summed(gradient), added(report)
+            norm = self.optimizer.total(gradient.square()).sqrt()
             clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            self.optimizer.descend(clipped, state or self.optimizer.state)
+            self.optimizer.go(clipped, state or self.optimizer.state)
             report = report | {"grad_norm": norm}
             self.names[:] = report
             return torch.stack(list(report.values()))
@@ -116,17 +118,17 @@ class GradientStep:
     def gradient(self, piece: Batch) -> tuple[Tensor, Diagnostics]:
         """The loss's gradient [P], and what the Terms report and the loss."""
         loss, report = self.objective(self.policy.evaluate(piece), piece)
-        parameters = [p for name, p in self.policy.named_parameters() if name in self.optimizer.shapes]
-        gradients = torch.autograd.grad(loss, parameters, materialize_grads=True)
-        with torch.no_grad():
-            return torch.cat([each.reshape(-1) for each in gradients]), report | {"loss": loss.detach()}
+        return self.optimizer.gradient(loss, self.policy), report | {"loss": loss.detach()}
 
     def pieces(self, minibatch: Batch) -> list[Batch]:
-        """What is evaluated at once, with the denominators of the whole minibatch: its losses add up."""
-        if self.micro is None:
+        """What this rank evaluates at once, with the denominators of the whole minibatch: all losses add up."""
+        if self.micro is None and ranks.size() == 1:
             return [minibatch]
-        whole, units = with_totals(minibatch), torch.arange(minibatch.unit_count(), device=minibatch.mask.device)
-        return [whole.part(some) for some in units.split(self.micro)]
+        whole, (index, own) = with_totals(minibatch), ranks.share(minibatch.unit_count(), minibatch.mask.device)
+        mine = whole.part(index)
+        of_units = own.view(-1, *[1] * (mask.dim() - 2)) if (mask := mine.mask).dim() > 1 else own
+        mine, units = mine.replace(mask=mask & of_units), torch.arange(len(index), device=mask.device)
+        return [mine.part(some) for some in units.split(self.micro or len(index))]
 
     def each(self, rows: Batch, parts: Tensor) -> Tensor:
         """One after the other: parts [n, m], reports [n, k]."""
@@ -135,6 +137,13 @@ class GradientStep:
     def loss(self, rows: Batch, part: Tensor) -> tuple[Tensor, Diagnostics]:
         minibatch = self.prepare(rows.part(part))
         return self.objective(self.policy.evaluate(minibatch), minibatch)
+
+
+def added(report: Diagnostics) -> Diagnostics:
+    """Reports, of which every rank has a part, as sums over ranks."""
+    if ranks.size() == 1:
+        return report
+    return dict(zip(report, ranks.summed(torch.stack(list(report.values()))).unbind(), strict=True))
 
 
 @torch.no_grad()

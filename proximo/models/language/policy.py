@@ -9,11 +9,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from proximo import ranks
 from proximo.batch import Batch
-from proximo.decoder.transformer import hidden, knows, read
+from proximo.decoder.transformer import hidden, knows, precise, read
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
 from proximo.models.language.rows import Rows, flat, rows_of
+from proximo.models.language.sharding import shard
 from proximo.policy import Evaluation
 
 
@@ -53,6 +55,11 @@ class LanguagePolicy(nn.Module):
         self.temperature, self.precision, self._saves = temperature, precision, saves
         self.eval()  # dropout would make π differ from the π that sampled
 
+    def shard(self) -> None:
+        """Leave every rank its part of the transformers: the policy's, the critics', the reference."""
+        (reference,), trunks = self._reference, [] if self.critic is None else [*self.critic.trunks]
+        shard([self.model, *trunks, *([reference] if isinstance(reference, nn.Module) else [])], self.device.type)
+
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
@@ -77,13 +84,13 @@ class LanguagePolicy(nn.Module):
 
     def distribution(self, logits: Tensor) -> Categorical:
         """Of logits [M, T, V] as the model gives them: over actions [T, M]."""
-        return Categorical.from_logits(logits.float().transpose(0, 1) / self.temperature)
+        return Categorical.from_logits(precise(logits).transpose(0, 1) / self.temperature)
 
     def values(self, rows: Rows, steps: int, last: Tensor | None, like: Tensor) -> Tensor:
         """What the critics say of the last `steps` tokens, [T, M, K]; zeros [T, M, 1] where there are none."""
         if self.critic is None:
             return like.new_zeros(steps, len(rows.token), 1, dtype=torch.float32)
-        return self.critic(rows, steps, last).float().transpose(0, 1)
+        return precise(self.critic(rows, steps, last)).transpose(0, 1)
 
     @staticmethod
     def forward_rows(model: Any, rows: Rows, steps: int, with_hidden: bool = False) -> tuple[Tensor, Tensor | None]:
@@ -131,10 +138,15 @@ class LanguagePolicy(nn.Module):
 
 
 def in_pieces(batch: Batch, lanes: int | None, f: Callable[[Batch], Any]) -> Any:
-    """f of all lanes, so many at a time, without gradients: a tensor, or some, whose second dimension is the lane."""
+    """f of all lanes, so many at a time, without gradients: a tensor, or some, whose second dimension is the lane.
+
+    Where there are several ranks, each looks at its share of the lanes.
+    """
     count = batch.mask.shape[1]
+    mine = batch if ranks.size() == 1 else batch.part(ranks.share(count, batch.mask.device).places)
+    here = mine.mask.shape[1]
     with torch.no_grad():
-        found = [f(batch.map(lambda x: x[:, i : i + (lanes or count)])) for i in range(0, count, lanes or count)]  # noqa: B023
+        found = [f(mine.map(lambda x: x[:, i : i + (lanes or here)])) for i in range(0, here, lanes or here)]  # noqa: B023
     if isinstance(found[0], tuple):
-        return tuple(torch.cat(parts, 1) for parts in zip(*found, strict=True))
-    return torch.cat(found, 1)
+        return tuple(ranks.gathered(torch.cat(parts, 1), count, 1) for parts in zip(*found, strict=True))
+    return ranks.gathered(torch.cat(found, 1), count, 1)

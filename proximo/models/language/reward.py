@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
-from proximo.decoder.transformer import base_of
+from proximo.decoder.transformer import base_of, precise
 from proximo.models.language.critic import head, looked
 from proximo.models.language.hub import trunk_of, width_of
 from proximo.models.language.rows import flat, rows_after
+from proximo.models.language.sharding import shard
 from proximo.policy import Evaluation
 
 
@@ -46,6 +47,10 @@ class RewardModel(nn.Module):
         """The causal language model whose trunk this is."""
         return self._model[0]
 
+    def shard(self) -> None:
+        """Leave every rank its part of the trunk."""
+        shard([self.trunk], self.device.type)
+
     @property
     def device(self) -> torch.device:
         return self.gain.device
@@ -54,7 +59,7 @@ class RewardModel(nn.Module):
         """Rewards in the shape of `mask`, [T, N] or [T, N, 2]; a reward model has no actions of its own."""
         lanes = flat(batch)
         with self.computing():
-            found = self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]).float()
+            found = precise(self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]))
         value = (self.gain * found.squeeze(-1).T + self.bias).view(batch.mask.shape)
         nobody: Any = None  # no actions, no distribution over them
         return Evaluation(torch.zeros_like(value), value, nobody, value[..., None])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from proximo import ranks
 from proximo.algorithms.language import language_algorithm
 from proximo.batch import Batch
 from proximo.drift import Distances, Tensors
@@ -57,6 +57,8 @@ def build(plan: LanguagePlan, data: Any, given: Given, say: Say) -> LanguageTrai
     must_apply(plan, kind)
     words = words_of(path, say)
     policy = policy_of(plan, path)
+    if plan.run.shard and ranks.size() > 1:
+        policy.shard()
     context = getattr(policy.model.config, "max_position_embeddings", None)
     found = material(data, kind, words, plan.run, context, say)
     found.must_fit(policy.model.get_input_embeddings().weight.shape[0], words)
@@ -73,12 +75,14 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     run = plan.run
     if run.device == "cuda" and not torch.cuda.is_available():
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
+    if run.shard and ranks.launched() < 2:
+        raise ConfigError("shard is for several processes: torchrun --nproc-per-node K -m proximo language …")
     device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
     compares = "group" in plan.algorithm.needs
     group = run.group or (GROUP if compares else 1)
     if compares and group == 1:
         raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
-    return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or os.cpu_count() or 1))
+    return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or ranks.cores()))
 
 
 def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:

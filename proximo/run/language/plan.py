@@ -81,6 +81,8 @@ class LanguageRun:
     """What products are taken in; parameters, logits and losses stay float32."""
     checkpointing: bool = False
     """Compute layers again in the backward pass, to save memory."""
+    shard: bool = False
+    """Leave each of several processes its part of all parameters, gradients and moments alone (FSDP2)."""
     at_once: int | None = None
     """Rows that are evaluated together where nothing is learned (reference, values); None: all."""
     checkpoint_every: int = 50
@@ -117,6 +119,8 @@ class LanguageRun:
         alarms = ("alarm_kl", "alarm_length", "alarm_repetition", "alarm_entropy", "alarm_gold")
         given = (name for name in ("max_kl", "stop_drift", *alarms) if getattr(self, name) is not None)
         check(self, positive=tuple(given))
+        if self.shard and self.max_kl is not None:
+            raise ConfigError("max_kl is measured on whole weights: leave out shard, or max_kl")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
         for name, most in (("seed", 2**32 - 1), ("threads", MOST_THREADS), ("lora", MOST_RANK)):

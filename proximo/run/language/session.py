@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from proximo import compiler
+from proximo import compiler, ranks
 from proximo.errors import ConfigError, RunFolderError
 from proximo.models.language.hub import folder_of
+from proximo.models.language.sharding import parts
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
 from proximo.run.drive import bring_back, drive
@@ -63,9 +63,10 @@ def begin(
     with computing(plan.run):
         seed_all(plan.run.seed)
         run = build(plan, data, given, notes.append)
-        run.folder = folder.new_folder(out, run.config)
-        run.agent.policy.model.config.save_pretrained(run.folder / MODEL)
-        run.agent.words.tokenizer.save_pretrained(run.folder / MODEL)
+        run.folder = folder.shared_folder(out, run.config)
+        if ranks.first():
+            run.agent.policy.model.config.save_pretrained(run.folder / MODEL)
+            run.agent.words.tokenizer.save_pretrained(run.folder / MODEL)
         save(run)
         return finished(drive(run, quiet, notes))
 
@@ -89,26 +90,32 @@ def resume(
     must_have(plan, "resume", data=data, reward=reward, gold=gold)
     asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
-    saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
     with computing(plan.run):
+        saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
         seed_all(plan.run.seed)
         run = build(plan, plan.data if data is None else data, Given(reward, gold), notes.append)
         run.folder = path
         bring_back(run, saved)
-        folder.write_config(path, run.config)
-        folder.rewind(path, run.step)
+        folder.go_on(path, run.config, run.step)
         notes.append(f"resuming {path} at update {run.step:,}")
         return finished(drive(run, quiet, notes))
 
 
 def finished(run: LanguageTrain) -> LanguageTrain:
     """Write the model as transformers reads it, where the run came to its end."""
-    if run.finished:
-        model = run.agent.policy.model
+    if run.finished and ranks.first():
+        model = run.agent.policy.model if not parts(run.agent.policy) else whole_policy(run).model
         if run.config.run.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(run.folder / MODEL)
     return run
+
+
+def whole_policy(run: LanguageTrain) -> Any:
+    """The policy of a run's last checkpoint, in one piece."""
+    policy = policy_of(run.config, folder_of(run.config.model))
+    load_policy(policy, checkpoint.latest(run.folder, lambda text: None))
+    return policy
 
 
 def load(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Speaker:
@@ -142,5 +149,6 @@ def must_have(plan: LanguagePlan, verb: str, **given: Any) -> None:
 @contextmanager
 def computing(run: LanguageRun) -> Iterator[None]:
     """A block in which torch computes as the run asks; the caller's generators are put back afterwards."""
-    with threads(run.threads or os.cpu_count() or 1), compiler.compiling(False), borrowed_generators():
+    count = run.threads or ranks.cores()
+    with ranks.joined(run.device), threads(count), compiler.compiling(False), borrowed_generators():
         yield
