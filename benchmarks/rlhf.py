@@ -38,19 +38,19 @@ SHARP = 2.0  # how sure the one who prefers is: P(a over b) = σ(SHARP · differ
 JUDGED = 256  # completions that a policy is judged by
 TRAINING: dict[str, Any] = dict(max_tokens=LENGTH, too_long="drop", eval_every=0, checkpoint_every=50, device="cpu")
 SFT: dict[str, Any] = dict(steps=400, batch=32, lr=3e-3, whole_text=True)
-PAIRS, HELD = 400, 500  # that the reward model and DPO learn from; that the reward model is judged by
-REWARD: dict[str, Any] = dict(steps=50, batch=16, lr=5e-4)
+PAIRS, HELD = 600, 400  # that the reward model and DPO learn from; that the reward model is judged by
+REWARD: dict[str, Any] = dict(steps=60, batch=16, lr=3e-4)
 LOOK: dict[str, Any] = dict(eval_every=8, eval_prompts=200, held_out=0.2)
 PPO: dict[str, Any] = dict(batch=48, lr=2e-4, epochs=2, minibatches=2, anneal_lr=False) | LOOK
 RUNS: dict[str, dict[str, Any]] = {
-    "ppo loose": PPO | dict(steps=200, beta=0.01),
-    "ppo led": PPO | dict(steps=120, beta=0.1, target_kl=4.0, kl_horizon=200, alarm_kl=8.0),
-    "dpo 0.3": dict(steps=50, batch=16, lr=3e-4, beta=0.3),
-    "dpo 0.1": dict(steps=50, batch=16, lr=3e-4, beta=0.1),
-    "dpo 0.03": dict(steps=50, batch=16, lr=3e-4, beta=0.03),
+    "ppo loose": PPO | dict(steps=96, beta=0.01),
+    "ppo led": PPO | dict(steps=64, beta=0.2, target_kl=4.0, kl_horizon=100, alarm_kl=8.0),
+    "dpo 0.3": dict(steps=37, batch=16, lr=3e-4, beta=0.3),
+    "dpo 0.1": dict(steps=37, batch=16, lr=3e-4, beta=0.1),
+    "dpo 0.03": dict(steps=37, batch=16, lr=3e-4, beta=0.03),
 }
-BEST, ASKED = 64, 48  # completions of each prompt that best-of-n chooses from; prompts
-STEPS = ("sft", "pairs", "reward", *RUNS, "best of n")
+BEST, ASKED = 64, 32  # completions of each prompt that best-of-n chooses from; prompts
+STEPS = ("sft", "pairs", "reward", "best of n", *RUNS)
 
 
 class Context(NamedTuple):

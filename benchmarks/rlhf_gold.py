@@ -14,7 +14,6 @@ import torch
 VOCABULARY, CONTEXT, BEGINNING = 768, 96, 4  # tokens, tokens, words of a prompt
 END, PAD = "</s>", "<pad>"
 NAME = re.compile(r'"[^"\s]+"')  # a piece of code in quotes, as the documentation writes it
-WORD = re.compile(r"[A-Za-z]+")
 
 
 def text() -> str:
@@ -46,29 +45,25 @@ def cut(sentence: str) -> dict[str, str]:
 def gold(prompts: Sequence[str], completions: Sequence[str]) -> list[float]:
     """The reward that preferences come from, and that nobody who learns may see: a reader's taste.
 
-    A quoted name or two are welcome, more are in the way; about eight words are enough; words that were there already
-    and words that the documentation does not know annoy; a sentence should come to its full stop. Names and length have
+    A quoted name or two are welcome, more are in the way; about nine words are enough; words that were there already
+    and words that the documentation does not have annoy; a sentence should come to its full stop. Names and length have
     a best value, beyond which a reward model that saw few examples goes on to ask for more, or for less.
     """
-    return [taste(prompt, completion) for prompt, completion in zip(prompts, completions, strict=True)]
+    return [taste(completion) for completion in completions]
 
 
-def taste(prompt: str, completion: str) -> float:
-    words = [word.lower() for word in WORD.findall(completion)]
-    names, count = len(NAME.findall(completion)), max(len(words), 1)
-    long = [word for word in words if len(word) > 3]
-    again = len(long) - len(set(long) - {word.lower() for word in WORD.findall(prompt)})
-    strange = sum(word not in KNOWN for word in words)
-    return (
-        ((0.0, 1.0, 1.5)[names] if names < 3 else 1.5 - (names - 2))
-        - ((len(words) - 8) / 5) ** 2
-        - 4 * again / count
-        - 6 * strange / count
-        + completion.endswith(".")
-    )
+def taste(completion: str) -> float:
+    pieces = completion.lower().split()
+    count = max(len(pieces), 1)
+    names, length = len(NAME.findall(completion)), len(pieces)
+    again = (count - len(set(pieces))) / count
+    strange = sum(piece.strip(AROUND) not in KNOWN for piece in pieces) / count
+    welcome = (0.0, 1.0, 1.5)[names] if names < 3 else 1.5 - (names - 2)
+    return welcome - ((length - 9) / 5) ** 2 - 6 * again - 6 * strange + completion.endswith(".")
 
 
-KNOWN = frozenset(word.lower() for word in WORD.findall(text()))
+AROUND = "\"'.,:;()*`’"  # a word stands for itself whatever is around it; a mark alone is no word
+KNOWN = frozenset(piece.strip(AROUND) for piece in text().lower().split()) - {""}
 
 
 def base(folder: Path, seed: int) -> int:

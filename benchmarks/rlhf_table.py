@@ -85,7 +85,7 @@ def verdict(row: Row) -> str:
     best, last = max(row["curve"], key=lambda each: each["gold"]), row["curve"][-1]
     words = f"gold is {best['gold']:.2f} at best, at {best['kl']:.1f} nats (update {best['step']}), "
     words += f"and {last['gold']:.2f} at the end, where the proxy is {last['proxy']:.2f}"
-    return "; ".join([words, *(each["alarm"] for each in row["alarms"])]) + "."
+    return "; ".join([words, *(each["alarm"] for each in first_of_each(row["alarms"]))]) + "."
 
 
 def compared(found: dict[str, Row]) -> list[str]:
@@ -143,7 +143,7 @@ def draw_training(found: dict[str, Row], out: Path) -> None:
         for what, colour in (("proxy", "C0"), ("gold", "C1")):
             upper.plot(updates, column(curve, what), ".-", color=colour, label=what)
         lower.plot(updates, column(curve, "kl"), ".-", color="C2", label="KL from SFT")
-        for each in found[name]["alarms"]:
+        for each in first_of_each(found[name]["alarms"]):
             upper.axvline(each["step"], color="C3", linestyle="--", linewidth=1, label=f"alarm: {kind(each)}")
             lower.axvline(each["step"], color="C3", linestyle="--", linewidth=1)
         beta = found[name]["settings"]["run"]["beta"]
@@ -189,6 +189,11 @@ def point(axes: Any, row: Row, what: str, marker: str, colour: str, label: str |
 
 def column(rows: list[Row], name: str) -> np.ndarray:
     return np.array([row[name] for row in rows])
+
+
+def first_of_each(alarms: list[Row]) -> list[Row]:
+    """The first alarm of every kind."""
+    return list({kind(each): each for each in reversed(alarms)}.values())[::-1]
 
 
 def kind(alarm: Row) -> str:
