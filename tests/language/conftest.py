@@ -102,6 +102,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, train: Train) -> Callable
     def of(algo: str) -> LanguageTrain:
         if algo not in runs:
             runs[algo] = train(algo, tmp_path_factory.mktemp(algo) / "run")
+            assert runs[algo].finished, "whoever first asked for it had made training something else"
         return runs[algo]
 
     return of

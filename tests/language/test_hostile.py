@@ -184,8 +184,13 @@ def test_a_model_that_a_config_names_is_read_and_nothing_else(hostile: Path, tmp
     assert not os.path.exists("ran")
 
 
-def test_a_checkpoint_of_another_run(hostile: Path, finished: Finished) -> None:
+@pytest.fixture
+def another(finished: Finished) -> Path:
+    return finished("dr_grpo").folder
+
+
+def test_a_checkpoint_of_another_run(another: Path, hostile: Path) -> None:
     shutil.rmtree(hostile / "checkpoints")
-    shutil.copytree(finished("dr_grpo").folder / "checkpoints", hostile / "checkpoints")
+    shutil.copytree(another / "checkpoints", hostile / "checkpoints")
     assert "another algo" in refused(hostile, resume)
     assert checkpoint.latest(hostile, pytest.fail).info["algo"] == "dr_grpo"
