@@ -193,6 +193,30 @@ def hidden(
     return pass_through(decoder, token, position, attention)[:, :length]
 
 
+def continued(
+    decoder: Decoder, prompt: Tensor, live: Tensor, owner: Tensor, token: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the last norm makes of prompts and of what continues them, [n, P, W] and [R, M, W], with gradients.
+
+    Prompts [n, P], `live` bool, are read once for all rows that continue them: `token` and `position` [R, M], `owner`
+    [R] the prompt of each. The numbers are those of `hidden` with `split` at the prompt's end.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    first = hidden(decoder, prompt, positions(live), causal(live), kept=kept)
+    width, length = prompt.shape[1], token.shape[1]
+    more = ceil(width + length) - width - length
+    token, position = functional.pad(token, (0, more)), functional.pad(position, (0, more))
+    own = torch.ones(length + more, length + more, dtype=torch.bool, device=token.device).tril()
+    seen = torch.cat((live[owner][:, None].expand(-1, length + more, -1), own.expand(len(owner), -1, -1)), 2)[:, None]
+    bias = torch.zeros(seen.shape, device=token.device).masked_fill_(~seen, LOWEST)
+
+    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (x[:, :, :width].index_select(0, owner) for x in kept[layer])
+        return attend(q, torch.cat((keys, k), 2), torch.cat((values, v), 2), bias, width)
+
+    return first, pass_through(decoder, token, position, attention)[:, :length]
+
+
 def pass_through(decoder: Decoder, token: Tensor, position: Tensor, attention: Attention) -> Tensor:
     """Tokens [N, M] -> [N, M, W]."""
     x = decoder.embed(token, position)

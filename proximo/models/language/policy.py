@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
-from proximo.decoder.transformer import hidden, knows, read
+from proximo.decoder.transformer import knows, read
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
-from proximo.models.language.rows import Rows, flat, rows_of
+from proximo.models.language.reading import last_layer
+from proximo.models.language.rows import Rows, flat, rows_of, together
 from proximo.policy import Evaluation
 
 
@@ -93,8 +94,7 @@ class LanguagePolicy(nn.Module):
         """
         if knows(model):
             decoder = read(model)
-            before = rows.token.shape[1] - steps  # the prompt is read apart, as it is where completions are drawn
-            x = hidden(decoder, rows.token, rows.position, rows.attention(), split=before and before + 1)[:, -steps:]
+            x = last_layer(decoder, rows, steps, prompt=rows.token.shape[1] - steps + 1)
             return decoder.head(x), x
         out = model(
             input_ids=rows.token, attention_mask=rows.seen(), position_ids=rows.position, use_cache=False,
@@ -131,8 +131,9 @@ class LanguagePolicy(nn.Module):
 
 
 def in_pieces(batch: Batch, lanes: int | None, f: Callable[[Batch], Any]) -> Any:
-    """f of all lanes, so many at a time, without gradients: a tensor, or some, whose second dimension is the lane."""
+    """f of all lanes, so many at a time (None: as is best), without gradients: a tensor, or some, [T, N, ...]."""
     count = batch.mask.shape[1]
+    lanes = lanes or together(batch)
     with torch.no_grad():
         found = [f(batch.map(lambda x: x[:, i : i + (lanes or count)])) for i in range(0, count, lanes or count)]  # noqa: B023
     if isinstance(found[0], tuple):

@@ -78,7 +78,7 @@ class LanguageRun:
     checkpointing: bool = False
     """Compute layers again in the backward pass, to save memory."""
     at_once: int | None = None
-    """Rows that are evaluated together where nothing is learned (reference, values); None: all."""
+    """Rows that are evaluated together where nothing is learned (reference, values); None: as many as is best."""
     checkpoint_every: int = 50
     """Updates between checkpoints."""
     eval_every: int = 50
