@@ -261,15 +261,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
     scores = matmul(q.reshape(lanes * groups, -1, size), k.transpose(1, 2))
     scores.view(lanes, groups, -1, length, k.shape[1]).add_(bias[:, :, None])
     share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    y = weighted(share[..., :split], v[:, :split]) if split else None
-    y = weighted(share[..., split:], v[:, split:], y)
+    y = None
+    for part, of in zip(share.split(parts := [split, v.shape[1] - split], -1), v.split(parts, 1), strict=True):
+        y = weighted(part, of, y)
     return y.view(lanes, heads, length, size).transpose(1, 2).flatten(2)
 
 
 def weighted(share: Tensor, v: Tensor, y: Tensor | None = None) -> Tensor:
     """[B, M, S] x [B, S, D] -> [B, M, D], `CHUNK` keys after `CHUNK` keys, added to `y` where there is one."""
-    for at in range(0, v.shape[1], CHUNK):
-        more = matmul(share[..., at : at + CHUNK], v[:, at : at + CHUNK])
+    for part, of in zip(share.split(CHUNK, -1), v.split(CHUNK, 1), strict=True):
+        more = matmul(part, of)
         y = more if y is None else y + more
     assert y is not None
     return y

@@ -45,7 +45,7 @@ class Learning:
     minibatches: int = 1
     """Equal parts of the batch in a pass, one gradient step each."""
     micro_batch: int | None = None
-    """Sequences (or pairs) of a minibatch evaluated at once, for memory's sake; None: as many as a CPU's cache holds, all on a GPU."""
+    """Sequences (or pairs) of a minibatch evaluated at once; None: as many as a CPU's cache holds, on a GPU all."""
 
     def __post_init__(self) -> None:
         def given(names: tuple[str, ...]) -> tuple[str, ...]:

@@ -39,7 +39,7 @@ class Rows(NamedTuple):
 
 
 def together(batch: Batch) -> int | None:
-    """How many lanes (or pairs) of a batch [T, N] are best evaluated at once: a power of two; None for all, on a GPU."""
+    """How many lanes (or pairs) of a batch are best evaluated at once: a power of two; on a GPU None, which is all."""
     if batch.mask.device.type != "cpu":
         return None
     tokens = (len(batch.mask) + batch.memory["token"].shape[2]) * batch.mask[0, :1].numel()
