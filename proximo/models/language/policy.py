@@ -78,7 +78,8 @@ class LanguagePolicy(nn.Module):
 
     def distribution(self, logits: Tensor) -> Categorical:
         """Of logits [M, T, V] as the model gives them: over actions [T, M]."""
-        return Categorical.from_logits(logits.float().transpose(0, 1) / self.temperature)
+        logits = logits.float() if self.temperature == 1 else logits.float() / self.temperature
+        return Categorical(Categorical.from_logits(logits).logp_all.transpose(0, 1))
 
     def values(self, rows: Rows, steps: int, last: Tensor | None, like: Tensor) -> Tensor:
         """What the critics say of the last `steps` tokens, [T, M, K]; zeros [T, M, 1] where there are none."""

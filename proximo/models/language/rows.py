@@ -9,7 +9,7 @@ from torch import Tensor
 
 from proximo.batch import Batch, tree_map
 
-TOGETHER = 2**12  # tokens: what a model makes of more of them lies in fresh memory each time, not in a CPU's cache
+TOGETHER = 2**13  # tokens: what a model makes of more of them lies in fresh memory each time, not in a CPU's cache
 
 
 class Rows(NamedTuple):
