@@ -90,6 +90,6 @@ def test_a_reward_model_that_our_decoder_does_not_know_goes_by_transformers(monk
 def test_pieces_hold_what_a_cache_holds() -> None:
     ids = [[7] * 17] * 64
     assert together(completions(ids, [[7] * 48] * 64, 0)) == 128  # of 64 tokens each
-    assert together(completions(ids, [[7] * 49] * 64, 0)) == 32
-    assert together(pairs(ids, [[7] * 48] * 64, [[7] * 48] * 64, 0)) == 32
+    assert together(completions(ids, [[7] * 49] * 64, 0)) == 64
+    assert together(pairs(ids, [[7] * 48] * 64, [[7] * 48] * 64, 0)) == 64
     assert together(completions(ids, [[7] * 10_000] * 64, 0)) == 1
