@@ -261,7 +261,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
     scores = matmul(q.reshape(lanes * groups, -1, size), k.transpose(1, 2))
     scores.view(lanes, groups, -1, length, k.shape[1]).add_(bias[:, :, None])
     share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    y = None
+    y: Any = None
     for part, of in zip(share.split(parts := [split, v.shape[1] - split], -1), v.split(parts, 1), strict=True):
         y = weighted(part, of, y)
     return y.view(lanes, heads, length, size).transpose(1, 2).flatten(2)
