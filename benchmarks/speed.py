@@ -19,12 +19,13 @@ import sys
 import venv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from machine import machine
 from speed_table import write_table
 from works import WORKS
 
+T = TypeVar("T")
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
 CONSTRAINTS = ROOT / "constraints.txt"
@@ -88,7 +89,7 @@ def main() -> None:
     write_table(path)
 
 
-def rotated(peers: list[Peer], by: int) -> list[Peer]:
+def rotated(peers: list[T], by: int) -> list[T]:
     """So that no peer always runs first, when the machine is coolest, or after the same other."""
     by %= max(1, len(peers))
     return peers[by:] + peers[:by]

@@ -203,6 +203,30 @@ def hidden(
     return pass_through(decoder, token, position, attention)[:, :length]
 
 
+def continued(
+    decoder: Decoder, prompt: Tensor, live: Tensor, owner: Tensor, token: Tensor, position: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What the last norm makes of prompts and of what continues them, [n, P, W] and [R, M, W], with gradients.
+
+    Prompts [n, P], `live` bool, are read once for all rows that continue them: `token` and `position` [R, M], `owner`
+    [R] the prompt of each. The numbers are those of `hidden` with `split` at the prompt's end.
+    """
+    kept: list[tuple[Tensor, Tensor]] = []
+    first = hidden(decoder, prompt, positions(live), causal(live), kept=kept)
+    width, length = prompt.shape[1], token.shape[1]
+    more = ceil(width + length) - width - length
+    token, position = functional.pad(token, (0, more)), functional.pad(position, (0, more))
+    own = torch.ones(length + more, length + more, dtype=torch.bool, device=token.device).tril()
+    seen = torch.cat((live[owner][:, None].expand(-1, length + more, -1), own.expand(len(owner), -1, -1)), 2)[:, None]
+    bias = torch.zeros(seen.shape, device=token.device).masked_fill_(~seen, LOWEST)
+
+    def attention(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        keys, values = (x[:, :, :width].index_select(0, owner) for x in kept[layer])
+        return attend(q, torch.cat((keys, k), 2), torch.cat((values, v), 2), bias, width)
+
+    return first, pass_through(decoder, token, position, attention)[:, :length]
+
+
 def pass_through(decoder: Decoder, token: Tensor, position: Tensor, attention: Attention) -> Tensor:
     """Tokens [N, M] -> [N, M, W]."""
     x = decoder.embed(token, position)
@@ -247,15 +271,16 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
     scores = matmul(q.reshape(lanes * groups, -1, size), k.transpose(1, 2))
     scores.view(lanes, groups, -1, length, k.shape[1]).add_(bias[:, :, None])
     share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
-    y = weighted(share[..., :split], v[:, :split]) if split else None
-    y = weighted(share[..., split:], v[:, split:], y)
+    y: Any = None
+    for part, of in zip(share.split(parts := [split, v.shape[1] - split], -1), v.split(parts, 1), strict=True):
+        y = weighted(part, of, y)
     return y.view(lanes, heads, length, size).transpose(1, 2).flatten(2)
 
 
 def weighted(share: Tensor, v: Tensor, y: Tensor | None = None) -> Tensor:
     """[B, M, S] x [B, S, D] -> [B, M, D], `CHUNK` keys after `CHUNK` keys, added to `y` where there is one."""
-    for at in range(0, v.shape[1], CHUNK):
-        more = matmul(share[..., at : at + CHUNK], v[:, at : at + CHUNK])
+    for part, of in zip(share.split(CHUNK, -1), v.split(CHUNK, 1), strict=True):
+        more = matmul(part, of)
         y = more if y is None else y + more
     assert y is not None
     return y

@@ -33,6 +33,11 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return functional.linear(x, weight, bias) if op is None else op(x, weight, bias, "none", [], "")
 
 
+def outer(a: Tensor, b: Tensor) -> Tensor:
+    """aᵀ b of [M, N] and [M, K], [N, K]: the product takes its first factor by rows, so the smaller is turned."""
+    return product(a.t(), b.t()) if a.shape[1] <= b.shape[1] else product(b.t(), a.t()).t()
+
+
 class _Linear(torch.autograd.Function):
     """The product and its three derivatives, which are products of the same kind."""
 
@@ -47,7 +52,7 @@ class _Linear(torch.autograd.Function):
         wanted = ctx.needs_input_grad
         return (
             product(grad, weight.t()) if wanted[0] else None,
-            product(grad.t(), x.t()) if wanted[1] else None,
+            outer(grad, x) if wanted[1] else None,
             grad.sum(0) if wanted[2] else None,
         )
 
@@ -59,5 +64,5 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         return functional.linear(x, weight, bias)
     rows = x.reshape(-1, x.shape[-1])
     few = FEWEST - rows.shape[0]
-    y = _Linear.apply(functional.pad(rows, (0, 0, 0, few)) if few > 0 else rows, weight, bias)
-    return y[: rows.shape[0]].view(*x.shape[:-1], -1)  # pyright: ignore[reportOptionalSubscript]
+    y: Any = _Linear.apply(functional.pad(rows, (0, 0, 0, few)) if few > 0 else rows, weight, bias)
+    return (y[: rows.shape[0]] if few > 0 else y).view(*x.shape[:-1], -1)

@@ -100,6 +100,8 @@ class GradientStep:
 
         `state` stands for the optimizer's own while a graph is traced.
         """
+        if self.micro is not None:
+            part = part.sort().values  # lanes of one prompt lie side by side, and are then evaluated together
         pieces = self.pieces(self.prepare(rows.part(part)))
         gradient, report = self.gradient(pieces[0])
         for piece in pieces[1:]:

@@ -9,6 +9,7 @@ from torch import Tensor
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import linear
+from proximo.models.language.rows import together
 from proximo.objectives import Term
 from proximo.policy import Policy
 from proximo.updaters.adam import Adam
@@ -44,7 +45,7 @@ class Learning:
     minibatches: int = 1
     """Equal parts of the batch in a pass, one gradient step each."""
     micro_batch: int | None = None
-    """Sequences (or pairs) of a minibatch evaluated at once, for memory's sake; None takes them all."""
+    """Sequences (or pairs) of a minibatch evaluated at once; None: as many as a CPU's cache holds, on a GPU all."""
 
     def __post_init__(self) -> None:
         def given(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -65,4 +66,5 @@ class Learning:
         """One update, by `sgd`, at the learning rate of this share of the run; what it reports, and lr."""
         lr = optimizer.lr = linear(self.lr, 0.0, progress) if self.anneal_lr else self.lr
         passes = self.epochs, self.minibatches, self.max_grad_norm
-        return {**sgd(policy, optimizer, objective, batch, *passes, micro=self.micro_batch), "lr": lr}
+        micro = self.micro_batch or together(batch)
+        return {**sgd(policy, optimizer, objective, batch, *passes, micro=micro), "lr": lr}

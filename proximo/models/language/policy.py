@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from proximo import ranks
 from proximo.batch import Batch
-from proximo.decoder.transformer import hidden, knows, precise, read
+from proximo.decoder.transformer import knows, precise, read
 from proximo.models.distributions.discrete import Categorical
 from proximo.models.language.critic import Critic
-from proximo.models.language.rows import Rows, flat, rows_of
+from proximo.models.language.reading import last_layer
+from proximo.models.language.rows import Rows, flat, rows_of, together
 from proximo.models.language.sharding import shard
 from proximo.policy import Evaluation
 
@@ -84,7 +85,8 @@ class LanguagePolicy(nn.Module):
 
     def distribution(self, logits: Tensor) -> Categorical:
         """Of logits [M, T, V] as the model gives them: over actions [T, M]."""
-        return Categorical.from_logits(precise(logits).transpose(0, 1) / self.temperature)
+        logits = precise(logits) if self.temperature == 1 else precise(logits) / self.temperature
+        return Categorical(Categorical.from_logits(logits).logp_all.transpose(0, 1))
 
     def values(self, rows: Rows, steps: int, last: Tensor | None, like: Tensor) -> Tensor:
         """What the critics say of the last `steps` tokens, [T, M, K]; zeros [T, M, 1] where there are none."""
@@ -100,8 +102,7 @@ class LanguagePolicy(nn.Module):
         """
         if knows(model):
             decoder = read(model)
-            begins = rows.token.shape[1] - steps + 1  # as where it was sampled: the same sums, the same bits
-            x = hidden(decoder, rows.token, rows.position, rows.attention(), begins)[:, -steps:]
+            x = last_layer(decoder, rows, steps, prompt=rows.token.shape[1] - steps + 1)
             return decoder.head(x), x
         out = model(
             input_ids=rows.token, attention_mask=rows.seen(), position_ids=rows.position, use_cache=False,
@@ -138,13 +139,13 @@ class LanguagePolicy(nn.Module):
 
 
 def in_pieces(batch: Batch, lanes: int | None, f: Callable[[Batch], Any]) -> Any:
-    """f of all lanes, so many at a time, without gradients: a tensor, or some, whose second dimension is the lane.
+    """f of all lanes, so many at a time (None: as is best), without gradients: a tensor, or some, [T, N, ...].
 
     Where there are several ranks, each looks at its share of the lanes.
     """
     count = batch.mask.shape[1]
     mine = batch if ranks.size() == 1 else batch.part(ranks.share(count, batch.mask.device).places)
-    here = mine.mask.shape[1]
+    here, lanes = mine.mask.shape[1], lanes or together(mine)
     with torch.no_grad():
         found = [f(mine.map(lambda x: x[:, i : i + (lanes or here)])) for i in range(0, here, lanes or here)]  # noqa: B023
     if isinstance(found[0], tuple):

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import Batch
-from proximo.decoder.transformer import base_of, precise
+from proximo.decoder.transformer import base_of, knows, precise, read
 from proximo.models.language.critic import head, looked
 from proximo.models.language.hub import trunk_of, width_of
-from proximo.models.language.rows import flat, rows_after
+from proximo.models.language.reading import last_layer
+from proximo.models.language.rows import Rows, flat, rows_after
 from proximo.models.language.sharding import shard
 from proximo.policy import Evaluation
 
@@ -59,10 +60,16 @@ class RewardModel(nn.Module):
         """Rewards in the shape of `mask`, [T, N] or [T, N, 2]; a reward model has no actions of its own."""
         lanes = flat(batch)
         with self.computing():
-            found = precise(self.head(looked(self.trunk, rows_after(lanes))[:, -len(lanes.mask) :]))
+            found = precise(self.head(self.seen(rows_after(lanes), len(lanes.mask))))
         value = (self.gain * found.squeeze(-1).T + self.bias).view(batch.mask.shape)
         nobody: Any = None  # no actions, no distribution over them
         return Evaluation(torch.zeros_like(value), value, nobody, value[..., None])
+
+    def seen(self, rows: Rows, steps: int) -> Tensor:
+        """What the last layer makes of each row's last `steps` tokens, [M, steps, D]; before them is the prompt."""
+        if knows(self.model):
+            return last_layer(read(self.model), rows, steps, prompt=rows.token.shape[1] - steps)
+        return looked(self.trunk, rows)[:, -steps:]
 
     @torch.no_grad()
     def normalize(self, scores: Tensor) -> None:

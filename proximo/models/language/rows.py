@@ -9,6 +9,8 @@ from torch import Tensor
 
 from proximo.batch import Batch, tree_map
 
+TOGETHER = 2**13  # tokens: what a model makes of more of them lies in fresh memory each time, not in a CPU's cache
+
 
 class Rows(NamedTuple):
     """Sequences side by side, prompts left-padded: all [M, S]."""
@@ -34,6 +36,14 @@ class Rows(NamedTuple):
         before = torch.ones(steps, steps, dtype=torch.bool, device=self.token.device).tril()
         itself = torch.eye(steps, dtype=torch.bool, device=self.token.device)
         return (same & before | itself)[:, None]
+
+
+def together(batch: Batch) -> int | None:
+    """How many lanes (or pairs) of a batch are best evaluated at once: a power of two; on a GPU None, which is all."""
+    if batch.mask.device.type != "cpu":
+        return None
+    tokens = (len(batch.mask) + batch.memory["token"].shape[2]) * batch.mask[0, :1].numel()
+    return 2 ** max(0, (TOGETHER // max(tokens, 1)).bit_length() - 1)
 
 
 def flat(batch: Batch) -> Batch:

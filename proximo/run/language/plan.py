@@ -84,7 +84,7 @@ class LanguageRun:
     shard: bool = False
     """Leave each of several processes its part of all parameters, gradients and moments alone (FSDP2)."""
     at_once: int | None = None
-    """Rows that are evaluated together where nothing is learned (reference, values); None: all."""
+    """Rows that are evaluated together where nothing is learned (reference, values); None: as many as is best."""
     checkpoint_every: int = 50
     """Updates between checkpoints."""
     eval_every: int = 50
