@@ -9,6 +9,7 @@ completes, judges and differentiates its `share` of the lanes, and they tell eac
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
@@ -21,6 +22,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from proximo.errors import ConfigError, RankLost
 
+PATIENCE = 2.0  # seconds that others have to say that they failed as well
 TOLD = "proximo/told"  # in the ranks' store: how many have a failure to tell
 _apart = [False]
 _tells: list[bool] = []  # whether this process tells of its failure, once it had one
@@ -85,6 +87,9 @@ def joined(device: str) -> Iterator[None]:
     except BaseException:
         with suppress(RuntimeError):  # whoever kept the store is gone
             _tells[:] = [store.add(TOLD, 1) == 1]  # before the others notice that this one is leaving
+            until = time.monotonic() + PATIENCE
+            while mine == 0 and store.add(TOLD, 0) < count and time.monotonic() < until:
+                time.sleep(0.01)  # the store may live here, and others may be about to ask it
         raise
     finally:
         dist.destroy_process_group()

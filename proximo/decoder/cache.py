@@ -73,6 +73,6 @@ class Cache:
         shared = shared.unflatten(0, (-1, self.groups)) + self.hidden
         own = matmul(q, keys) + self.ahead[:end]
         scores = torch.cat((self.unseated(shared.flatten(0, 1)), own), -1)
-        share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+        share = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
         y = self.unseated(weighted(self.seated(share[..., : self.width]), shared_values))
         return weighted(share[..., self.width :], values, y).view(len(v), 1, -1)

@@ -147,24 +147,37 @@ def llama(model: Any, affine: Callable[[nn.Module], Map]) -> Decoder:
         attn, mlp, act = layer.self_attn, layer.mlp, layer.mlp.act_fn
         q, k, v = affine(attn.q_proj), affine(attn.k_proj), affine(attn.v_proj)
         gate, up, down = affine(mlp.gate_proj), affine(mlp.up_proj), affine(mlp.down_proj)
-        q_norm, k_norm = (getattr(attn, name, nn.Identity()) for name in ("q_norm", "k_norm"))  # Qwen3
+        q_norm, k_norm = (rms(getattr(attn, name, nn.Identity())) for name in ("q_norm", "k_norm"))  # Qwen3
 
         def project(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             queries, keys, values = (f(x).unflatten(-1, (-1, size)) for f in (q, k, v))
             return q_norm(queries), k_norm(keys), values
 
-        norms = layer.input_layernorm, layer.post_attention_layernorm
+        norms = rms(layer.input_layernorm), rms(layer.post_attention_layernorm)
         return Block(norms[0], project, affine(attn.o_proj), norms[1], lambda x: down(act(gate(x)) * up(x)))
 
     return Decoder(
         embed=lambda token, position: trunk.embed_tokens(token),
         rotary=trunk.rotary_emb,
         blocks=[block(layer) for layer in trunk.layers],
-        norm=trunk.norm,
+        norm=rms(trunk.norm),
         head=affine(model.lm_head),
         scale=size**-0.5,
         saves_memory=trunk.gradient_checkpointing,
     )
+
+
+def rms(module: Any) -> Map:
+    """A norm of transformers (Zhang & Sennrich 2019, arXiv:1910.07467) as it is, but in float64 where its input is."""
+    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
+        return module
+
+    def norm(x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))
+        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + module.variance_epsilon)
+        return module.weight * (exact * scale).to(x.dtype)
+
+    return norm
 
 
 def positions(live: Tensor) -> Tensor:
@@ -270,7 +283,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:
     k, v = k.flatten(0, 1), v.flatten(0, 1)
     scores = matmul(q.reshape(lanes * groups, -1, size), k.transpose(1, 2))
     scores.view(lanes, groups, -1, length, k.shape[1]).add_(bias[:, :, None])
-    share = scores.softmax(-1, dtype=torch.float32).to(v.dtype)
+    share = scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32)).to(v.dtype)
     y: Any = None
     for part, of in zip(share.split(parts := [split, v.shape[1] - split], -1), v.split(parts, 1), strict=True):
         y = weighted(part, of, y)

@@ -74,12 +74,14 @@ def weights(train: Train, algo: str, out: Path, **settings: Any) -> dict[str, to
 @pytest.mark.parametrize("algo", rest_slow(["sft", "dpo", "grpo", "rloo", "reward", "asymmetric_ppo"], ["dpo", "rloo"]))
 @pytest.mark.parametrize("settings", [dict(checkpointing=True), dict(micro_batch=3), dict(at_once=3)], ids=str)
 def test_what_saves_memory_changes_nothing(algo: str, settings: dict[str, Any], train: Train, tmp_path: Path) -> None:
-    """Three updates of Adam, whose steps of 1e-3 hang on the sign of gradients that are nearly zero."""
+    """Three updates of Adam, whose steps of 1e-3 hang on the sign of gradients that are nearly zero.
+
+    Prompts that rows share are read row by row where layers are computed again: gradients are summed in another order.
+    """
     plain = weights(train, algo, tmp_path / "plain")
     spared = weights(train, algo, tmp_path / "spared", **settings)
-    exact = "checkpointing" in settings
     for name, tensor in plain.items():
-        torch.testing.assert_close(spared[name], tensor, rtol=0, atol=0 if exact else 1e-6, msg=name)
+        torch.testing.assert_close(spared[name], tensor, rtol=0, atol=1e-6, msg=name)
 
 
 def test_adapters_alone_are_saved_and_merged_in_the_end(model: Path, train: Train, tmp_path: Path) -> None:
