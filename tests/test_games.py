@@ -19,6 +19,7 @@ from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.presets import PRESETS, preset_for
 from proximo.presets.screens import PROCGEN
+from proximo.run import session
 from proximo.run.checkpoint import all_of
 from proximo.run.play import record_video
 from proximo.sources.atari import Games, whole_games
@@ -149,17 +150,23 @@ def test_a_game_can_be_watched(tmp_path: Path) -> None:
     assert (tmp_path / "drive.mp4").stat().st_size > 1000
 
 
-def test_options_reach_the_environment(tmp_path: Path) -> None:
+@pytest.fixture
+def evaluated(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The environments that evaluations were given."""
+    seen: list[Any] = []
+    monkeypatch.setattr(session, "evaluate", lambda agent, make, *rest: seen.append(make().unwrapped))
+    return seen
+
+
+def test_options_reach_the_environment(evaluated: list[Any], tmp_path: Path) -> None:
     run = proximo.train("Pendulum-v1", steps=128, env_options={"g": 3.5}, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
     assert run.config.run.env_options == ("g=3.5",)
-    assert run.make_one is not None
-    assert run.make_one().unwrapped.g == 3.5  # type: ignore[attr-defined]
+    assert [env.g for env in evaluated] == [3.5]
 
 
-def test_a_makers_options_are_its_arguments(tmp_path: Path) -> None:
-    run = proximo.train(Cue, steps=128, env_options=["wait=2"], out=tmp_path / "run", **QUIET, **SMALL["ppo"])
-    assert run.make_one is not None
-    assert run.make_one().unwrapped.wait == 2  # type: ignore[attr-defined]
+def test_a_makers_options_are_its_arguments(evaluated: list[Any], tmp_path: Path) -> None:
+    proximo.train(Cue, steps=128, env_options=["wait=2"], out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert [env.wait for env in evaluated] == [2]
 
 
 def test_options_stand_over_the_presets_by_name(tmp_path: Path) -> None:

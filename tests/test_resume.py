@@ -21,7 +21,7 @@ CASES = {
     ("HalfCheetah-v5", "async"): ["--envs", "2"],
     ("HalfCheetah-v5", "envpool"): ["--envs", "4"],
 }
-COMPILED = [("CartPole-v1", "sync", "on"), ("HalfCheetah-v5", "envpool", "on")]
+COMPILED = [("CartPole-v1", "sync", "on"), pytest.param("HalfCheetah-v5", "envpool", "on", marks=pytest.mark.slow)]
 FILES = ("model.safetensors", "state.safetensors")
 
 

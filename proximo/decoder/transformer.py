@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from proximo.decoder.layers import rms, rotate
 from proximo.kernels.linear import linear
 
 BLOCK = 16  # lengths are padded to multiples of it
@@ -167,19 +168,6 @@ def llama(model: Any, affine: Callable[[nn.Module], Map]) -> Decoder:
     )
 
 
-def rms(module: Any) -> Map:
-    """A norm of transformers (Zhang & Sennrich 2019, arXiv:1910.07467) as it is, but in float64 where its input is."""
-    if not type(module).__name__.endswith("RMSNorm") or not hasattr(module, "variance_epsilon"):
-        return module
-
-    def norm(x: Tensor) -> Tensor:
-        exact = x.to(torch.promote_types(x.dtype, torch.float32))
-        scale = torch.rsqrt(exact.square().mean(-1, keepdim=True) + module.variance_epsilon)
-        return module.weight * (exact * scale).to(x.dtype)
-
-    return norm
-
-
 def positions(live: Tensor) -> Tensor:
     """Position ids [N, S] of sequences padded anywhere, `live` [N, S] bool: the first live token's is 0."""
     return (live.cumsum(1) - 1).clamp(min=0)
@@ -260,12 +248,6 @@ def pass_through(decoder: Decoder, token: Tensor, position: Tensor, attention: A
         else:
             x = layer(x, index)
     return decoder.norm(x)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotary positions (Su et al. 2021, arXiv:2104.09864) of [N, S, H, D], by halves."""
-    first, second = x.chunk(2, -1)
-    return x * cos[:, :, None] + torch.cat((-second, first), -1) * sin[:, :, None]
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, split: int) -> Tensor:

@@ -24,7 +24,7 @@ from proximo.errors import ConfigError
 from proximo.models.normalize import Normalizer
 from proximo.models.trial import attempted, made, must_be, must_have, several, tried
 from proximo.observations import Path, leaves, space_map, storage, zeros
-from proximo.policy import Policy, blank
+from proximo.policy import Evaluation, Policy, blank
 
 PARTS = ("encoder", "core", "policy")
 PROTOCOL = ("sequence", "initial", "noise", "act", "to_env", "value", "evaluate", "observe", "device")
@@ -172,6 +172,7 @@ def own_policy(make: MakePolicy, observation_space: gym.Space, action_space: gym
         raise ConfigError("your policy's act gives another memory than initial: the same tuple, of the same shapes")
     must_be("policy", "values", tried("policy", policy, policy.value, shown, memory, start), (ROWS,))
     found = tried("policy", policy, policy.evaluate, batch)
+    found = found[:3] if isinstance(found, Evaluation) else found
     logp, value, distribution = several("policy's evaluate", "(logp, value, distribution)", found)
     must_be("policy", "logp", logp, (steps, ROWS))
     must_be("policy", "values", value, (steps, ROWS))

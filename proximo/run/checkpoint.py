@@ -22,7 +22,7 @@ from proximo.run.files import JSON_LIMIT, parse_json, read_bytes, sync_folder, t
 
 MODEL, STATE, INFO, MANIFEST = "model.safetensors", "state.safetensors", "state.json", "MANIFEST.json"
 REPLACED = ".replaced-"  # before the name of a checkpoint that steps back for a new one of the same step
-TENSOR_LIMIT = 4 * 2**30  # bytes of one safetensors file
+TENSOR_LIMIT = 2**36  # bytes of one safetensors file
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,9 @@ def save(checkpoints: Path, step: int, model: Mapping[str, Tensor], state: Mappi
         STATE: save_tensors(apart(state)),
         INFO: to_json(info),
     }
+    for name, data in files.items():
+        if len(data) > TENSOR_LIMIT:
+            raise CheckpointError(f"{name} would have {len(data):,} bytes, more than is read again ({TENSOR_LIMIT:,})")
     entries = {name: {"sha256": hashlib.sha256(data).hexdigest(), "bytes": len(data)} for name, data in files.items()}
     versions = {name: version(name) for name in ("proximo", "torch", "gymnasium")}
     manifest = {"format": 1, "files": entries, "versions": versions}

@@ -15,6 +15,7 @@ from proximo.drift import Distances, Tensors, backtrack, distances, exact_kl, ne
 from proximo.run.plan import Schedule
 
 LARGEST = sys.float_info.max
+Exact = Callable[[Any, Tensors, Batch], float]  # KL(before ‖ policy) on a batch
 Measure = Callable[[Any, Tensors, Batch], Distances]  # of a policy, a reference, batches like this one
 
 
@@ -25,9 +26,19 @@ class Ledger:
     where it was and where it is, and knows nothing of what moved it.
     """
 
-    def __init__(self, policy: Any, config: Schedule, measure: Measure = distances, reference: Tensors | None = None):
-        """`measure` says how far batches show the policy to have gone from the `reference`, which it is by default."""
-        self.policy, self.config, self.measure = policy, config, measure
+    def __init__(
+        self,
+        policy: Any,
+        config: Schedule,
+        measure: Measure = distances,
+        reference: Tensors | None = None,
+        exact: Exact = exact_kl,
+    ) -> None:
+        """`measure` says how far batches show the policy to have gone from the `reference`, which it is by default.
+
+        `exact` measures the way from what it was where that comes near the bound.
+        """
+        self.policy, self.config, self.measure, self.exact = policy, config, measure, exact
         first = tensors_of(policy) if reference is None else reference
         self.reference = {name: tensor.clone() for name, tensor in first.items()}
         self.kl_sum = torch.zeros((), dtype=torch.float64)
@@ -54,10 +65,10 @@ class Ledger:
         kl, drift = asked, _ = self.measured(batch, was)
         alpha, bound = 1.0, self.config.max_kl
         if bound is not None and not kl <= bound:
-            alpha = backtrack(now, was, kl, lambda: exact_kl(self.policy, was, batch), bound)
+            alpha = backtrack(now, was, kl, lambda: self.exact(self.policy, was, batch), bound)
             forget(live, before)
         if alpha < 1:
-            kl = exact_kl(self.policy, was, batch) if alpha > 0 else 0.0
+            kl = self.exact(self.policy, was, batch) if alpha > 0 else 0.0
             drift = self.measured(batch, was)[1]
         self.kl_sum.add_(bounded(kl)).clamp_(max=LARGEST)
         self.drift.fill_(bounded(drift))
@@ -69,7 +80,7 @@ class Ledger:
         assert self.distances is not None
         kl, drift = self.distances(batch)
         if self.config.max_kl is not None and near(kl, self.config.max_kl):
-            kl = exact_kl(self.policy, was, batch)
+            kl = self.exact(self.policy, was, batch)
         return kl if math.isnan(kl) else max(kl, 0.0), drift if math.isnan(drift) else max(drift, 0.0)
 
 

@@ -1,6 +1,6 @@
 """Completions of prompts: what a generator is, and three of them.
 
-A `Generator` is any function (model, token, live, sampling, repeat) -> Completions. `token` int64 and `live` bool
+A `Generator` is any function (model, token, live, sampling, repeat, noise) -> Completions. `token` int64, `live` bool
 [n, P] are prompts padded on the left, the last token of the prompt included; `repeat` completions are drawn of each, so
 that there are N = n · repeat lanes; lane i · repeat + j is the j-th completion of prompt i. An engine of its own
 (vLLM, SGLang) is adapted in three steps: hand it the live tokens of each prompt and the fields of `Sampling`; ask it
@@ -157,12 +157,7 @@ def blank(steps: int, lanes: int, sampling: Sampling, device: torch.device) -> C
 
 
 def generate(
-    model: nn.Module,
-    token: Tensor,
-    live: Tensor,
-    sampling: Sampling,
-    repeat: int = 1,
-    noise: Tensor | None = None,
+    model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, repeat: int = 1, noise: Tensor | None = None
 ) -> Completions:
     """transformers' own `generate`, for any causal language model: a `Generator`.
 
@@ -184,7 +179,9 @@ def generate(
     return laid_out(found, logp * bool(sampling.temperature), sampling)
 
 
-def continuous(model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, repeat: int = 1) -> Completions:
+def continuous(
+    model: nn.Module, token: Tensor, live: Tensor, sampling: Sampling, repeat: int = 1, noise: Tensor | None = None
+) -> Completions:
     """transformers' continuous batching, which admits a prompt as soon as a completion has ended: a `Generator`.
 
     Its memory is what the lanes need at most: left to itself it takes most of the machine's, and a minute to clear it.

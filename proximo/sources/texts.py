@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from proximo.batch import Batch
+from proximo.errors import ConfigError
 from proximo.models.language.policy import in_pieces
 from proximo.sources.text.examples import Example
 from proximo.sources.text.loader import Loader
@@ -44,7 +46,9 @@ class TextSource:
         """These examples as a policy evaluates them."""
         batch = self.rows(examples).to(policy.device)
         return (
-            batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp)) if self.reference else batch
+            batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp, policy.vocabulary))
+            if self.reference
+            else batch
         )
 
 
@@ -66,9 +70,21 @@ def as_pairs(pad: int) -> Rows:
 
     def rows(examples: Sequence[Example]) -> Batch:
         chosen, rejected = zip(*(each.answers for each in examples), strict=True)
-        return pairs([each.prompt for each in examples], chosen, rejected, pad)
+        batch = pairs([each.prompt for each in examples], chosen, rejected, pad)
+        if all("margin" not in each.columns for each in examples):
+            return batch
+        margin = torch.tensor([margin_of(each) for each in examples])
+        return batch.replace(margin=margin.expand(batch.mask.shape[:2]))
 
     return rows
+
+
+def margin_of(example: Example) -> float:
+    """How far apart a pair should be, from its column `margin`; ConfigError for what is no number."""
+    margin = example.columns.get("margin")
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise ConfigError(f"the margin of the pair of {example.text[-60:]!r} is {margin!r}: it must be a finite number")
+    return float(margin)
 
 
 class Drawn:

@@ -99,9 +99,9 @@ class TokenSource:
         made = self.generated(policy.model, prompts["token"], prompts["live"], group)
         batch = batch_of(prompts["token"], prompts["live"], made, group, self.sampling.eos)
         if policy.has_reference:
-            batch = batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp))
+            batch = batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp, policy.vocabulary))
         if policy.critics or self.judges_again:
-            logp, value, values = in_pieces(batch, self.at_once, lambda part: opinion(policy, part))
+            logp, value, values = in_pieces(batch, self.at_once, lambda part: opinion(policy, part), policy.vocabulary)
             batch = batch.replace(value=value, values=values, next_value=after(value, batch.terminated))
             batch = batch.replace(logp=logp, sampler_logp=batch.logp) if self.judges_again else batch
         return batch
@@ -218,7 +218,7 @@ class Completed:
 
     def add(self, batch: Batch) -> None:
         self.count += batch.mask.shape[1]
-        self.tokens += batch.mask.sum()
+        self.tokens += batch.mask.sum().cpu()
         length, score = batch.mask.sum(0).float(), batch.reward.sum(0)
         self.last = {
             "return_mean": score.mean().item(),

@@ -23,6 +23,7 @@ NUMBERS: dict[str, dict[str, Any]] = {
     "gspo": dict(beta=0.1, kl_estimator="k2", importance_cap=2.0),
     "dapo": dict(importance_low=0.5, importance_cap=5.0),
     "rloo": dict(kl_in="loss"),
+    "dr_grpo": dict(max_length=8),
 }
 
 
@@ -195,7 +196,8 @@ def test_ppo_warms_its_critic_up_and_leads_beta() -> None:
     assert not torch.equal(before[1], policy.table)
     apart = torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0).mean().item()
     assert report["sequence_kl"] == pytest.approx(apart, abs=1e-12)
+    assert algorithm.beta.value == pytest.approx(0.05, abs=1e-12)  # a policy that stands still says nothing of it
+    algorithm.step(batch, 0.0)
     error = min(max(apart / 0.1 - 1, -0.2), 0.2)
     assert algorithm.beta.value == pytest.approx(0.05 * (1 + error * 12 / 50), abs=1e-12)
-    algorithm.step(batch, 0.0)
     assert not torch.equal(before[0], policy.logits)

@@ -66,5 +66,5 @@ class Learning:
         """One update, by `sgd`, at the learning rate of this share of the run; what it reports, and lr."""
         lr = optimizer.lr = linear(self.lr, 0.0, progress) if self.anneal_lr else self.lr
         passes = self.epochs, self.minibatches, self.max_grad_norm
-        micro = self.micro_batch or together(batch)
+        micro = self.micro_batch or together(batch, getattr(policy, "vocabulary", 1))
         return {**sgd(policy, optimizer, objective, batch, *passes, micro=micro), "lr": lr}

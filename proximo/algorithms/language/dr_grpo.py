@@ -8,6 +8,7 @@ from torch import Tensor
 
 from proximo.algorithms.language.online import Grouped
 from proximo.batch import Batch
+from proximo.errors import ConfigError
 from proximo.groups import group_relative
 from proximo.objectives import clip
 from proximo.policy import Policy
@@ -23,8 +24,8 @@ class DrGRPOConfig(Grouped):
     """ε: how far the ratio may move before its gradient is cut."""
     clip_high: float | None = None
     """How far it may move upwards, where that is not ε too."""
-    max_length: int = 256
-    """L: the most tokens that a completion may have; the loss is a sum over tokens divided by it."""
+    max_length: int | None = None
+    """L, the loss is a sum over tokens divided by it; None takes the most tokens that a completion may have."""
 
 
 class DrGRPO:
@@ -35,6 +36,8 @@ class DrGRPO:
     def __init__(self, policy: Policy, config: DrGRPOConfig) -> None:
         self.policy, self.config = policy, config
         self.optimizer = config.adam(policy)
+        if config.max_length is None:
+            raise ConfigError("max_length is not known: give the most tokens that a completion may have")
         reduce = constant_length(config.max_length)
         self.objective = config.near_reference(clip(config.clip, config.clip_high, reduce), reduce)
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from proximo.algorithms.language.config import Learning
 from proximo.batch import Batch
+from proximo.checks import check
 from proximo.policy import Policy
 from proximo.preferences import ipo
 from proximo.state import live_tensors
@@ -19,6 +20,10 @@ class IPOConfig(Learning):
 
     beta: float = 0.1
     """τ of the paper: the log-ratios of a pair are led to 1 / 2β apart, and no further."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check(self, positive=("beta",))
 
     @property
     def needs(self) -> frozenset[str]:

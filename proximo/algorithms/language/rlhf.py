@@ -35,8 +35,9 @@ class RLHF:
         c = self.config
         warming = self.updates.item() < c.value_warmup
         self.updates += 1
-        seen = self.led(batch)
-        batch = self.beta.on(c.rewarded(batch, seen.get("beta")))
+        batch = self.beta.on(batch)
+        seen = self.led(batch, still=warming)
+        batch = c.rewarded(batch, seen.get("beta"))
         if c.whiten_rewards:
             batch = batch.replace(reward=whiten(batch.reward, batch.mask, shift=False))
         batch = monte_carlo(batch, c.gamma) if warming else self.estimated(batch)
@@ -51,13 +52,13 @@ class RLHF:
         batch = decoupled_gae(batch, c.gamma, lam, c.lam if c.critic_lam is None else c.critic_lam)
         return batch.replace(advantage=whiten(batch.advantage, batch.mask)) if c.whiten_advantages else batch
 
-    def led(self, batch: Batch) -> dict[str, float]:
+    def led(self, batch: Batch, still: bool) -> dict[str, float]:
         """The KL of this collection and the β it is learned with, which leads the next one's where a target is set."""
         c, beta = self.config, self.beta.value
         if not c.beta:
             return {}
         kl = sequence_kl(batch).item()
-        if c.target_kl is not None:
+        if c.target_kl is not None and not still:
             lanes = int(live_lanes(batch.mask).sum())
             self.beta.value = proportional(beta, kl, c.target_kl, lanes, c.kl_horizon)
         return {"sequence_kl": kl, "beta": beta}

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from proximo.algorithms.language.online import Referred
+from proximo.errors import ConfigError
 from proximo.objectives import Term
 
 
@@ -65,3 +66,8 @@ class RLHFConfig(Judged):
     """Scale rewards to variance 1 over all tokens of the collection."""
     epsilon_hat: bool = False
     """Add Adam's ε where TensorFlow adds it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_kl is not None and not self.beta:
+            raise ConfigError("target_kl leads beta, which is 0: give it a number to begin with, such as 0.05")

@@ -90,6 +90,8 @@ def causal_model(path: Path, num_layers: int | None = None) -> Any:
 def must_be_model(path: Path) -> None:
     if not (path / "config.json").exists():
         raise ConfigError(f"{path} holds no model: it has no config.json")
+    if (path / "adapter_config.json").exists():
+        raise ConfigError(f"{path} holds an adapter: merge it into its model first (merge_and_unload of peft)")
     if not any(path.glob("*.safetensors")):
         pickled = [file.name for pattern in PICKLED for file in path.glob(pattern)]
         if pickled:

@@ -130,6 +130,11 @@ class LanguagePolicy(nn.Module):
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"):
             yield
 
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that it may choose: what makes logits large."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
     def observe(self, batch: Batch) -> None:
         """Nothing: a language model keeps no statistics of its inputs."""
 
@@ -138,14 +143,14 @@ class LanguagePolicy(nn.Module):
         return {name: x for name, x in super().state_dict(*args, **kwargs).items() if self._saves(name)}
 
 
-def in_pieces(batch: Batch, lanes: int | None, f: Callable[[Batch], Any]) -> Any:
+def in_pieces(batch: Batch, lanes: int | None, f: Callable[[Batch], Any], vocabulary: int = 1) -> Any:
     """f of all lanes, so many at a time (None: as is best), without gradients: a tensor, or some, [T, N, ...].
 
     Where there are several ranks, each looks at its share of the lanes.
     """
     count = batch.mask.shape[1]
     mine = batch if ranks.size() == 1 else batch.part(ranks.share(count, batch.mask.device).places)
-    here, lanes = mine.mask.shape[1], lanes or together(mine)
+    here, lanes = mine.mask.shape[1], lanes or together(mine, vocabulary)
     with torch.no_grad():
         found = [f(mine.map(lambda x: x[:, i : i + (lanes or here)])) for i in range(0, here, lanes or here)]  # noqa: B023
     if isinstance(found[0], tuple):

@@ -10,6 +10,7 @@ from torch import Tensor
 from proximo.batch import Batch, tree_map
 
 TOGETHER = 2**13  # tokens: what a model makes of more of them lies in fresh memory each time, not in a CPU's cache
+LOGITS = 2**28  # numbers of what a model says of all tokens of a piece: 1 GiB
 
 
 class Rows(NamedTuple):
@@ -38,12 +39,16 @@ class Rows(NamedTuple):
         return (same & before | itself)[:, None]
 
 
-def together(batch: Batch) -> int | None:
-    """How many lanes (or pairs) of a batch are best evaluated at once: a power of two; on a GPU None, which is all."""
-    if batch.mask.device.type != "cpu":
-        return None
-    tokens = (len(batch.mask) + batch.memory["token"].shape[2]) * batch.mask[0, :1].numel()
-    return 2 ** max(0, (TOGETHER // max(tokens, 1)).bit_length() - 1)
+def together(batch: Batch, vocabulary: int = 1) -> int:
+    """How many lanes (or pairs) of a batch are best evaluated at once: a power of two.
+
+    On a CPU those of some 8,192 tokens; anywhere no more than logits over the vocabulary have room for.
+    """
+    sides, steps = batch.mask[0, :1].numel(), len(batch.mask)
+    most = LOGITS // max(sides * steps * vocabulary, 1)
+    if batch.mask.device.type == "cpu":
+        most = min(most, TOGETHER // max(sides * (steps + batch.memory["token"].shape[2]), 1))
+    return 2 ** max(0, most.bit_length() - 1)
 
 
 def flat(batch: Batch) -> Batch:
@@ -51,7 +56,7 @@ def flat(batch: Batch) -> Batch:
     if batch.mask.dim() == 2:
         return batch
     memory = {name: x.transpose(2, 3).flatten(1, 2) for name, x in batch.memory.items()}
-    rest = {name: column for name, column in vars(batch).items() if name != "memory"}
+    rest = {name: getattr(batch, name) for name in ("observation", "action", "mask")}
     return Batch(**rest).map(lambda x: x.flatten(1, 2)).replace(memory=memory)
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 
 from proximo import ranks
 from proximo.algorithms.language import language_algorithm
@@ -28,10 +29,10 @@ from proximo.run.language.material import Material, Say, Words, material, words_
 from proximo.run.language.plan import LanguagePlan, LanguageRun
 from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.run.language.watch import Watch
-from proximo.run.ledger import Ledger
+from proximo.run.ledger import Exact, Ledger, Measure
 from proximo.run.plan import Judge
 from proximo.run.run import Run, load_policy
-from proximo.sources.generation import generator_named
+from proximo.sources.generation import Generator, generator_named
 from proximo.sources.sampling import Sampling
 from proximo.sources.text.loader import Loader
 from proximo.sources.texts import TextSource, as_pairs, as_texts
@@ -45,12 +46,13 @@ class Given(NamedTuple):
 
     reward: Reward | None = None
     gold: Reward | None = None
+    generator: Generator | None = None
 
 
 LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
 
 
-def build(plan: LanguagePlan, data: Any, given: Given, say: Say) -> LanguageTrain:
+def build(plan: LanguagePlan, data: Any, given: Given, say: Say, all_held: bool = False) -> LanguageTrain:
     """All parts; ConfigError for what cannot work, CheckpointError where model or data are not the plan's any more."""
     path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
     must_be_model(path)
@@ -60,13 +62,15 @@ def build(plan: LanguagePlan, data: Any, given: Given, say: Say) -> LanguageTrai
     if plan.run.shard and ranks.size() > 1:
         policy.shard()
     context = getattr(policy.model.config, "max_position_embeddings", None)
-    found = material(data, kind, words, plan.run, context, say)
+    found = material(data, kind, words, plan.run, context, say, all_held)
     found.must_fit(policy.model.get_input_embeddings().weight.shape[0], words)
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
-    speaker = Speaker(policy, words, generator_named(plan.run.generator, plan.run.precision))
+    generator = given.generator or generator_named(plan.run.generator, plan.run.precision)
+    speaker = Speaker(policy, words, generator, found.held[: plan.run.eval_prompts])
     source, judge = source_of(plan, kind, policy, speaker, found, given)
-    ledger = Ledger(policy, plan.run, walked(plan.run.at_once), {}) if plan.run.measures_drift else None
+    kl = estimated(plan.run.at_once)
+    ledger = Ledger(policy, plan.run, walked(kl), {}, kl) if plan.run.measures_drift else None
     return Run(Path(), plan, speaker, algorithm, source, judge, ledger, Watch(plan.run))
 
 
@@ -82,14 +86,17 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     group = run.group or (GROUP if compares else 1)
     if compares and group == 1:
         raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
-    return replace(plan, run=replace(run, device=device, group=group, threads=run.threads or ranks.cores()))
+    algorithm = plan.algorithm
+    if getattr(algorithm, "max_length", run.max_tokens) is None:
+        algorithm = replace(algorithm, max_length=run.max_tokens)
+    run = replace(run, device=device, group=group, threads=run.threads or ranks.cores())
+    return replace(plan, run=run, algorithm=algorithm)
 
 
 def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
     """The plan with digests of model and data; CheckpointError where it has others already."""
+    must_be_same(plan, path)
     weights, examples = digest_of(path), found.digest
-    if plan.weights not in ("", weights):
-        raise CheckpointError(f"the model in {path} is not the one that this run began with: its weights differ")
     if plan.examples not in ("", examples):
         raise CheckpointError(f"the data {plan.data} is not what this run began with: its examples differ")
     return replace(plan, weights=weights, examples=examples)
@@ -101,6 +108,14 @@ def must_apply(plan: LanguagePlan, kind: str) -> None:
     judged = {"value", "values"} & needs
     if kind != "completions" and (run.rewards or run.gold or run.reward_model or run.missing_eos is not None):
         raise ConfigError(f"{name} learns from a data set and takes no reward: leave it out")
+    if kind != "completions" and run.measures_drift:
+        raise ConfigError(f"max_kl and stop_drift are for what a policy sampled, and {name} learns from {kind}")
+    if run.max_kl is not None and run.precision != "float32":
+        raise ConfigError("max_kl measures more precisely than bfloat16")
+    if run.resample and (run.group or 1) == 1:
+        raise ConfigError("resample exchanges groups whose completions scored alike: it needs a group of 2 or more")
+    if run.pack and plan.algorithm.minibatches > 1:
+        raise ConfigError("pack fills as many rows as the texts need: it takes one minibatch")
     if kind != "texts" and (run.pack or run.whole_text):
         raise ConfigError(f"{'pack' if run.pack else 'whole_text'} is for texts (sft), and {name} learns from {kind}")
     if plan.algorithm.minibatches > (lanes := run.batch * (run.group or 1)):
@@ -109,6 +124,12 @@ def must_apply(plan: LanguagePlan, kind: str) -> None:
         raise ConfigError(f"critic is {run.critic}, but {name} {'needs one' if judged else 'has none'}: leave it out")
     if "values" in needs and run.critic not in ("auto", "mini"):
         raise ConfigError(f"critic is {run.critic}, but {name} compares two: mini")
+
+
+def must_be_same(plan: LanguagePlan, path: Path) -> None:
+    """CheckpointError where the model that a run began with has other weights now."""
+    if plan.weights not in ("", digest_of(path)):
+        raise CheckpointError(f"the model in {path} is not the one that this run began with: its weights differ")
 
 
 def policy_of(plan: LanguagePlan, path: Path) -> Any:
@@ -130,7 +151,7 @@ def source_of(
     plan: LanguagePlan, kind: str, policy: Any, speaker: Speaker, found: Material, given: Given
 ) -> tuple[TokenSource | TextSource, Judge]:
     """Where experience comes from, and who evaluates."""
-    run, words, held = plan.run, speaker.words, found.held[: plan.run.eval_prompts]
+    run, words, held = plan.run, speaker.words, speaker.held
     loader = Loader(found.learned, run.seed)
     if kind == "completions":
         sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
@@ -190,20 +211,31 @@ def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:
     if not isinstance(plan, LanguagePlan) or plan.algo != "reward":
         raise ConfigError(f"reward_model {path} is no run of `proximo language reward`")
     base = folder_of(plan.model)
+    must_be_same(plan, base)
     model = policy_of(replace(plan, run=replace(plan.run, device=device)), base)
     load_policy(model, checkpoint.latest(path, lambda text: None))
     return model, words_of(base)
 
 
-def walked(at_once: int | None) -> Callable[[Any, Tensors, Batch], Distances]:
-    """Measures for the ledger, nats: KL(old ‖ now) a token, estimated from what was sampled; and KL(old ‖ reference) a
-    sequence, of the policy that sampled."""
+def estimated(at_once: int | None) -> Exact:
+    """Measures KL(old ‖ now) a token, nats, estimated from what was sampled: no more of the old policy is kept."""
+
+    def kl(policy: Any, before: Tensors, batch: Batch) -> float:
+        def of(part: Batch) -> Tensor:
+            return part.old.kl(policy.evaluate(part).distribution)
+
+        return masked_mean(in_pieces(batch, at_once, of, policy.vocabulary), batch.mask).item()
+
+    return kl
+
+
+def walked(kl: Exact) -> Measure:
+    """Measures for the ledger, nats: KL(old ‖ now) a token; and KL(old ‖ reference) a sequence, of what sampled."""
 
     def made(policy: Any, reference: Tensors, example: Batch) -> Distances:
         def measured(batch: Batch) -> tuple[float, float]:
-            kl = in_pieces(batch, at_once, lambda part: part.old.kl(policy.evaluate(part).distribution))
-            drift = sequence_kl(batch).mean() if "ref_logp" in vars(batch) else torch.zeros(())
-            return masked_mean(kl, batch.mask).item(), drift.item()
+            drift = sequence_kl(batch).mean().item() if "ref_logp" in vars(batch) else 0.0
+            return kl(policy, reference, batch), drift
 
         return measured
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -74,24 +73,26 @@ def evaluated(
 ) -> Verdict:
     """Complete prompts (held-out ones of the run's data, or others) with the newest good checkpoint.
 
-    `against` is another run, or a model: the judge is the reward, and says whose completion of a prompt is worth more.
+    `against` is another run that is finished, or a model: the judge is the reward, and says whose completion of a
+    prompt is worth more.
     """
     plan = plan_of(path)
     must_have(plan, "evaluate", data=data, reward=reward)
     run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature)
     if data is not None:
         plan = replace(plan, data=str(data), examples="")
+    own, given = plan.data if data is None else data, Given(reward)
+    whole = data is not None and "data" not in plan.yours  # else it is the run's own, of which a share was held out
     with computing(run):
-        ours = build(replace(plan, run=run), plan.data if data is None else data, Given(reward), lambda text: None)
+        ours = build(replace(plan, run=run), own, given, lambda text: None, whole)
         score = judged(ours, path, temperature)
         if against is None:
             return Verdict(score)
         if not isinstance(ours.source, TokenSource):
             raise ConfigError(f"{path} learned from a data set: only models that complete prompts win against others")
-        other = replace(plan, run=run, model=against, weights="")
-        theirs = build(other, plan.data if data is None else data, Given(reward), lambda text: None)
-        trained = os.path.isdir(Path(against) / "checkpoints")
-        return versus(score, judged(theirs, Path(against) if trained else None, temperature).returns)
+        other = replace(plan, run=run, model=against, weights="", examples="")
+        theirs = build(other, own, given, lambda text: None, whole)
+        return versus(score, judged(theirs, None, temperature).returns)
 
 
 def judged(run: LanguageTrain, path: Path | None, temperature: float | None) -> LanguageScore:

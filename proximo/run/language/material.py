@@ -57,12 +57,17 @@ class Material:
         return digest([*self.learned, *self.held])
 
 
-def material(data: Any, kind: str, words: Words, run: LanguageRun, context: int | None, say: Say) -> Material:
+def material(
+    data: Any, kind: str, words: Words, run: LanguageRun, context: int | None, say: Say, all_held: bool = False
+) -> Material:
     """A data set as examples; `kind` is what the algorithm learns from, `context` the model's longest row, tokens.
+
+    With `all_held` nothing is to be learned, and all of it is to be evaluated on.
 
     Raises ConfigError for a data set without what is needed, and for texts that do not fit.
     """
-    parts = held_out(read(data), run.held_out, run.seed)
+    table = read(data)
+    parts = (table, table) if all_held else held_out(table, run.held_out, run.seed)
     learned, held = (examples(texts(part, FORMATS[kind], words.tokenizer), words.tokenizer) for part in parts)
     longest = room(run, context)
     learned, held = (limited(part, longest, run.max_tokens, run.too_long, say) for part in (learned, held))

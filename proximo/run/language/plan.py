@@ -14,6 +14,7 @@ from proximo.models.language.build import CriticKind
 from proximo.run.config import MOST_THREADS
 from proximo.run.settings import built
 
+PYTHON = ("data", "reward", "gold", "generator")  # what of a run may come from Python
 RETURNS = {
     "completions": "reward of a completion",
     "texts": "log-probability of a held-out token, nats",
@@ -154,7 +155,7 @@ class LanguagePlan:
     algorithm: Any
     weights: str = ""  # SHA-256 over the model's weights
     examples: str = ""  # digest of the data set as tokens
-    yours: tuple[str, ...] = ()  # what came from Python: data, reward, gold
+    yours: tuple[str, ...] = ()  # what came from Python: some of PYTHON
 
     @property
     def title(self) -> str:
@@ -217,8 +218,8 @@ def from_json(tree: dict[str, Any]) -> LanguagePlan:
     if tree["algo"] not in LANGUAGE:
         raise unknown("algorithm", tree["algo"], LANGUAGE)
     yours = tree["yours"]
-    if not isinstance(yours, list | tuple) or any(part not in ("data", "reward", "gold") for part in yours):
-        raise ConfigError(f"config.json: yours is {yours!r}, not some of data, reward, gold")
+    if not isinstance(yours, list | tuple) or any(part not in PYTHON for part in yours):
+        raise ConfigError(f"config.json: yours is {yours!r}, not some of {', '.join(PYTHON)}")
     run = built(LanguageRun, tree["run"])
     algorithm = built(language_algorithm(tree["algo"]).Config, tree["algorithm"])
     rest = {name: tree[name] for name in ("algo", "model", "data", "weights", "examples")}

@@ -9,14 +9,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from proximo import compiler, ranks
 from proximo.errors import ConfigError, RunFolderError
 from proximo.models.language.hub import folder_of
+from proximo.models.language.policy import in_pieces
+from proximo.models.language.reward import RewardModel
 from proximo.models.language.sharding import parts
+from proximo.preferences import last_live
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
 from proximo.run.drive import bring_back, drive
-from proximo.run.language.build import Given, LanguageTrain, build, policy_of, resolved
+from proximo.run.language.build import Given, LanguageTrain, build, must_be_same, policy_of, resolved
 from proximo.run.language.material import words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun, planned
 from proximo.run.language.speaker import Speaker
@@ -24,7 +30,8 @@ from proximo.run.machine import threads
 from proximo.run.run import load_policy, save
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.settings import built
-from proximo.sources.generation import generator_named
+from proximo.sources.generation import Generator, generator_named
+from proximo.sources.texts import TextSource
 
 NOTHING = Given()
 MODEL = "model"  # in a run's folder: the model as transformers reads it
@@ -37,6 +44,7 @@ def train(
     *,
     reward: Reward | None = None,
     gold: Reward | None = None,
+    generator: Generator | str | None = None,
     out: str | Path | None = None,
     quiet: bool = False,
     **settings: Any,
@@ -44,15 +52,18 @@ def train(
     """Train a causal language model, from a folder or hub id to a run's folder.
 
     `data` is a file, a data set's id, a `datasets.Dataset` or a list of dicts; `reward` a function of prompts and
-    completions (see `proximo.rewards`), `gold` one that evaluations measure and nothing learns; `settings` are the
-    fields of LanguageRun and of the algorithm's Config, by name. Raises a ProximoError, in one line, for what cannot
-    work.
+    completions (see `proximo.rewards`), `gold` one that evaluations measure and nothing learns,
+    `generator` who samples, by name or a function (see `sources.generation`); `settings` are the fields of LanguageRun
+    and of the algorithm's Config, by name. Raises a ProximoError, in one line, for what cannot work.
     """
     named = isinstance(data, str | Path)
-    own = {"data": not named, "reward": reward is not None, "gold": gold is not None}
-    yours = tuple(name for name, mine in own.items() if mine)
+    if isinstance(generator, str):
+        settings["generator"], generator = generator, None
+    mine = Given(reward, gold, generator)
+    own = {"data": not named, **{name: x is not None for name, x in mine._asdict().items()}}
+    yours = tuple(name for name, given in own.items() if given)
     plan = planned(algo, str(model), str(data) if named else "<Python>", settings, yours)
-    return begin(plan, data, Given(reward, gold), out, quiet)
+    return begin(plan, data, mine, out, quiet)
 
 
 def begin(
@@ -77,23 +88,28 @@ def resume(
     *,
     reward: Reward | None = None,
     gold: Reward | None = None,
+    generator: Generator | None = None,
     steps: int | None = None,
     stop_drift: float | None = None,
     quiet: bool = False,
 ) -> LanguageTrain:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
-    `data`, `reward` and `gold` are those it was started with, where they came from Python; `steps` extends it.
+    `data`, `reward`, `gold` and `generator` are those it was started with, where they came from Python; `steps` extends
+    it.
     """
     path = Path(path)
     plan = plan_of(path)
-    must_have(plan, "resume", data=data, reward=reward, gold=gold)
+    mine = Given(reward, gold, generator)
+    must_have(plan, "resume", data=data, **mine._asdict())
+    if stop_drift is not None and not plan.run.measures_drift:
+        raise ConfigError(f"{path} was begun without max_kl or stop_drift: its drift is not known")
     asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
     with computing(plan.run):
         saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
         seed_all(plan.run.seed)
-        run = build(plan, plan.data if data is None else data, Given(reward, gold), notes.append)
+        run = build(plan, plan.data if data is None else data, mine, notes.append)
         run.folder = path
         bring_back(run, saved)
         folder.go_on(path, run.config, run.step)
@@ -103,12 +119,28 @@ def resume(
 
 def finished(run: LanguageTrain) -> LanguageTrain:
     """Write the model as transformers reads it, where the run came to its end."""
+    if run.finished and run.config.algo == "reward":
+        normalized(run)
     if run.finished and ranks.first():
         model = run.agent.policy.model if not parts(run.agent.policy) else whole_policy(run).model
         if run.config.run.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(run.folder / MODEL)
     return run
+
+
+def normalized(run: LanguageTrain) -> None:
+    """Bring a reward model's rewards of held-out texts to mean 0 and deviation 1 (Ziegler et al. 2019), and save it."""
+    policy, source = run.agent.policy, run.source
+    assert isinstance(policy, RewardModel)
+    assert isinstance(source, TextSource)
+    found = list[Tensor]()
+    for i in range(0, len(run.agent.held), source.count):
+        batch = source.batch(policy, run.agent.held[i : i + source.count])
+        value = in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).value)
+        found.append(last_live(value, batch.mask).flatten())
+    policy.normalize(torch.cat(found))
+    save(run)
 
 
 def whole_policy(run: LanguageTrain) -> Any:
@@ -125,6 +157,7 @@ def load(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Sp
     if plan.algo == "reward":
         raise ConfigError(f"{path} holds a reward model, which judges texts and writes none")
     base = folder_of(plan.model)
+    must_be_same(plan, base)
     with borrowed_generators():
         policy = policy_of(replace(plan, run=replace(plan.run, device="cpu", max_kl=None, stop_drift=None)), base)
     load_policy(policy, checkpoint.latest(path, say))

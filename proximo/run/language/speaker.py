@@ -13,17 +13,19 @@ from proximo.run.language.material import Words
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.sources.generation import Generator
 from proximo.sources.sampling import Sampling
-from proximo.sources.text.examples import ids
+from proximo.sources.text.examples import Example, ids
 from proximo.sources.text.padding import completions, left
 
 TOGETHER = 64  # prompts completed, or texts judged, side by side
 
 
 class Speaker:
-    """A policy with its words."""
+    """A policy with its words, and the examples that it did not learn from."""
 
-    def __init__(self, policy: LanguagePolicy, words: Words, generator: Generator) -> None:
-        self.policy, self.words, self.generator = policy, words, generator
+    def __init__(
+        self, policy: LanguagePolicy, words: Words, generator: Generator, held: Sequence[Example] = ()
+    ) -> None:
+        self.policy, self.words, self.generator, self.held = policy, words, generator, held
 
     def complete(
         self, prompts: Sequence[str], max_tokens: int = 128, temperature: float = 1.0, seed: int = 0
