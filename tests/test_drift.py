@@ -36,7 +36,7 @@ from proximo.run.ledger import Ledger, is_memory
 from proximo.run.machine import threads
 from proximo.sources.acting import judging
 from proximo.state import live_tensors
-from tests.conftest import DISTINCT, Command, Complaint, rest_slow
+from tests.conftest import Command, Complaint, rest_slow
 from tests.test_compiled import SPACES, batch_for, needs_compiler, policy_for
 from tests.test_suite import SMALL
 from tests.toys import Recall, RecallContinuous, remembered
@@ -280,7 +280,7 @@ def of_policy(tensors: State) -> State:
     ("algo", "env", "compile"),
     [
         *((algo, env, "off") for env in (Recall, RecallContinuous) for algo in ALGORITHMS),
-        *rest_slow(ALGORITHMS, DISTINCT, RecallContinuous, "on", marks=needs_compiler),
+        *rest_slow(ALGORITHMS, ("ppo", "trpo"), RecallContinuous, "on", marks=needs_compiler),
     ],
 )
 def test_every_algorithm_is_held_and_the_ledger_is_true(
