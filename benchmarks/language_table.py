@@ -54,7 +54,7 @@ def heading(rows: list[Row]) -> list[str]:
         loads = [row["load_before"] for row in rows]
         lines += [
             f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}. Load average before a run: "
-            f"median {np.median(loads):.1f}, at most {max(loads):.1f}.",
+            f"median {np.median(loads):.1f}, at most {max(loads):.1f}. Fewer than ten rounds are a pilot.",
             "",
         ]
     described = {", ".join(f"{name} {number}" for name, number in row["versions"].items()) for row in rows}

@@ -184,7 +184,7 @@ def continuous(
 ) -> Completions:
     """transformers' continuous batching, which admits a prompt as soon as a completion has ended: a `Generator`.
 
-    Its memory is what the lanes need at most: left to itself it takes most of the machine's, and a minute to clear it.
+    Its memory is what the lanes need at most: left to itself it takes most of the machine's.
     It knows no least length.
     """
     check_prompts(model, token, live, sampling)
