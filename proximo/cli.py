@@ -19,7 +19,7 @@ from rich.console import Console
 from proximo import cli_language, ranks
 from proximo.algorithms import algorithm_named
 from proximo.cli_train import Defaults, Request, profile_verb, train_verb
-from proximo.errors import ConfigError, ProximoError
+from proximo.errors import ConfigError, ProximoError, memory_told
 from proximo.run import advice, catalogue, export, folder, loading, profile, seeds, session
 from proximo.run.config import Resolved
 from proximo.run.play import record_video
@@ -199,7 +199,8 @@ def main() -> None:
         threading.excepthook = lambda error: None  # a log's thread: the main thread meets the same error, and tells it
     warnings.filterwarnings("default" if debug else "ignore")
     try:
-        sys.exit(execute(argv))
+        with memory_told():
+            sys.exit(execute(argv))
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)

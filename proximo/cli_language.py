@@ -57,7 +57,7 @@ def chat(
     Args:
         dir: the run's folder.
         prompt: complete this alone, and end.
-        max_tokens: longest completion; by default as the run had it.
+        max_tokens: longest completion; by default as the run had it, or 128.
         temperature: 0 takes the most likely token each time.
         seed: of the tokens that are drawn.
     """

@@ -51,9 +51,13 @@ def own_value_error(within: Number | None = None) -> Term:
 
 
 def open_entropy() -> Term:
-    """`entropy` where `batch.open` is 1, and 0 elsewhere: a mean over all live actions. Reports entropy."""
+    """`entropy` where `batch.open` is 1, and 0 elsewhere: a mean over all live actions.
+
+    Reports open_entropy, and entropy, that of all states.
+    """
 
     def formula(evaluation: Evaluation, batch: Batch) -> tuple[Tensor, Diagnostics]:
-        return batch.open * evaluation.distribution.entropy(), {}
+        entropy = evaluation.distribution.entropy()
+        return batch.open * entropy, {"entropy": entropy}
 
-    return per_action("entropy", formula)
+    return per_action("open_entropy", formula)

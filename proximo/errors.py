@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 LONGEST = 1000  # characters; a stranger's file may bring any text into a message
+SHORT = ("MemoryError", "DefaultCPUAllocator")  # OutOfMemoryError of a GPU, Python's, and what a RuntimeError says
 
 
 class ProximoError(Exception):
@@ -66,8 +68,25 @@ class RankLost(ProximoError, RuntimeError):
     """A process of a run of several that ended, or no longer agrees with the others."""
 
 
+class OutOfMemory(ProximoError, MemoryError):
+    """More at once than the machine's memory, or the GPU's, holds."""
+
+
 class StaleGraph(ProximoError, RuntimeError):
     """A compiled graph that no longer computes what it was traced from."""
+
+
+@contextmanager
+def memory_told() -> Iterator[None]:
+    """A block that raises OutOfMemory where memory ends, whoever found that out."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        text = str(error)
+        if isinstance(error, ProximoError) or not any(sign in text or sign in type(error).__name__ for sign in SHORT):
+            raise
+        advice = "evaluate less at once (language: --micro-batch, --at-once, --checkpointing), or collect less"
+        raise OutOfMemory(f"memory ended ({text[:160] or type(error).__name__}): {advice}") from None
 
 
 def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> UnknownName:

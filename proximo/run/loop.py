@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from proximo import ranks
-from proximo.errors import ProximoError
+from proximo.errors import ProximoError, memory_told
 from proximo.plasticity import in_use
 from proximo.run.log import Log
 from proximo.run.panel import Reporter
@@ -87,7 +87,8 @@ class Guard:
         """A block after whose failure the run's tensors are as they were before it."""
         self.snapshot.take()
         try:
-            yield
+            with memory_told():
+                yield
         except (ProximoError, KeyboardInterrupt):
             restore(self.live, self.before, "undoing a failed update")
             if not self.sharded:  # to save, all ranks must come

@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from proximo import language
-from proximo.errors import CheckpointError, ConfigError, RewardError, RunFolderError
+from proximo.algorithms.language.grpo import GRPO
+from proximo.errors import CheckpointError, ConfigError, OutOfMemory, RewardError, RunFolderError, memory_told
 from proximo.run.checkpoint import all_of
 from tests.conftest import Complaint
 from tests.language import tiny
@@ -240,6 +241,48 @@ def test_a_reward_that_fails_off_the_schedule(finished: Finished, train: Train, 
     language.resume(tmp_path / "run", reward=letters, quiet=True)
     last = [all_of(run)[-1] / "model.safetensors" for run in (tmp_path / "run", finished("grpo").folder)]
     assert last[0].read_bytes() == last[1].read_bytes()
+
+
+def test_memory_that_ends_loses_nothing(
+    finished: Finished, train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Any, batch: Any, progress: float) -> Any:
+        if progress > 0.3:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.")
+        return step(self, batch, progress)
+
+    step = GRPO.step
+    monkeypatch.setattr(GRPO, "step", full)
+    with pytest.raises(OutOfMemory, match=r"Tried to allocate 2 GiB.*--micro-batch"):
+        train("grpo", tmp_path / "run")
+    monkeypatch.setattr(GRPO, "step", step)
+    language.resume(tmp_path / "run", reward=letters, quiet=True)
+    assert_same_run(finished("grpo").folder, tmp_path / "run")
+
+
+def test_what_is_no_lack_of_memory_is_not_called_so() -> None:
+    with pytest.raises(OutOfMemory, match="DefaultCPUAllocator"), memory_told():
+        torch.empty(2**50, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as caught, memory_told():
+        torch.ones(2, 3) @ torch.ones(2, 3)
+    assert not isinstance(caught.value, OutOfMemory)
+
+
+def test_texts_longer_than_their_rows(said: Said, train: Train, tmp_path: Path) -> None:
+    rows = [dict(prompt="a", completion="b " * (30 if i % 5 == 0 else 3)) for i in range(20)]
+    data = written(tmp_path / "x.jsonl", rows)
+    line = said("sft", "--pack", 16, "--max-tokens", 60, data=data)
+    assert "texts are longer than the rows of 16 tokens that they are packed into" in line
+    run = train("sft", tmp_path / "run", data=data, pack=16, too_long="drop", max_tokens=None, steps=1)
+    assert run.finished
+
+
+def test_another_reward_model(train: Train, tmp_path: Path, complaint: Complaint) -> None:
+    few: dict[str, Any] = dict(steps=1, eval_every=0)
+    judge = train("reward", tmp_path / "judge", **few)
+    run = train("ppo", tmp_path / "run", reward=None, reward_model=str(judge.folder), **few)
+    language.resume(judge.folder, steps=2, quiet=True)
+    assert "not the reward model that this run began with" in complaint("resume", run.folder, "--steps", 2)
 
 
 def test_completions_that_are_empty(train: Train, tmp_path: Path, model: Path) -> None:

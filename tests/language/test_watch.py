@@ -36,11 +36,13 @@ def watched(folder: Path, rows: list[dict[str, Any]], limits: LanguageRun, anew:
         (dict(entropy=0.1), "the entropy is 0.1 nats a token, and was 2 at first"),
     ],
 )
-@pytest.mark.parametrize("anew", [None, 1, 2, 3, 4])
+@pytest.mark.parametrize("anew", [None, 1, 2, 3, 4, 8, 15, 17])
 def test_an_alarm_is_told_when_it_begins(sign: dict[str, float], words: str, anew: int | None, tmp_path: Path) -> None:
-    rows = [CALM, CALM, CALM | sign, CALM | sign, CALM, CALM | sign]
+    raised = CALM | sign
+    rows = [CALM, CALM, raised, raised, CALM, raised, *[CALM] * 9, raised, *[CALM] * 10, raised]
     found = watched(tmp_path, rows, LanguageRun(), anew)
-    assert [len(each) for each in found] == [0, 0, 1, 0, 0, 1]
+    news = [i for i, each in enumerate(found) if each]
+    assert news == [2, len(rows) - 1]  # around its threshold it is told once; after ten calm updates it is news again
     assert words in found[2][0]
     assert found[2][0].startswith("alarm at update 2: ")
 

@@ -9,14 +9,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from proximo import ConfigError, language
 from proximo.models.language.rows import LOGITS, together
 from proximo.run.language.build import LanguageTrain, reward_model
-from proximo.run.language.speaker import ModelReward
+from proximo.run.language.chatting import chat
+from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.sources.generation import Completions, decode
 from proximo.sources.text.padding import completions
-from tests.language.conftest import Train, letters, rows
+from tests.language import tiny
+from tests.language.conftest import Train, letters, rows, saved
 
 Finished = Callable[[str], LanguageTrain]
 
@@ -127,6 +130,88 @@ def test_an_adapter_alone_is_no_model(model: Path, data: Path, tmp_path: Path) -
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds an adapter: merge it"):
         language.train(folder, data, "sft", out=tmp_path / "run")
+
+
+TALK = [{"role": "user", "content": "a b"}]
+
+
+def test_where_messages_were_learned_chat_speaks_by_the_template(model: Path, tmp_path: Path) -> None:
+    data = [dict(messages=[*TALK, {"role": "assistant", "content": letter}]) for letter in "abcdefghij"]
+    settings: dict[str, Any] = dict(steps=1, batch=4, held_out=0.2, threads=1, quiet=True)
+    run = language.train(model, data, "sft", out=tmp_path / "run", **settings)
+    assert run.config.conversation
+    speaker = language.load(run.folder)
+    assert speaker.words.decode(speaker.tokens(TALK)) == "<user> a b <assistant>"
+    heard: list[Any] = []
+    completed = Speaker.complete
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Speaker, "complete", lambda s, prompts, *a: heard.extend(prompts) or completed(s, prompts, *a))
+        chat(run.folder, "a b", 4, 0.0, 0)
+    assert heard[0][0] == TALK[0]
+    texts = language.train(model, rows(), "sft", out=tmp_path / "texts", **settings)
+    assert not texts.config.conversation
+
+
+def test_chat_remembers_the_conversation(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = [dict(messages=[*TALK, {"role": "assistant", "content": letter}]) for letter in "abcdefghij"]
+    run = language.train(model, data, "sft", out=tmp_path / "run", steps=1, batch=4, held_out=0.2, quiet=True)
+    heard, lines = list[list[str]](), iter(["a", "b", ""])
+
+    def complete(self: Speaker, prompts: Any, *rest: Any) -> list[str]:
+        heard.append([turn["content"] for turn in prompts[0]])
+        return ["z"]
+
+    monkeypatch.setattr(Speaker, "complete", complete)
+    monkeypatch.setattr("builtins.input", lambda prompt: next(lines))
+    chat(run.folder, None, 4, 0.0, 0)
+    assert heard == [["a"], ["a", "z", "b"]]
+    assert capsys.readouterr().out == "z\nz\n"
+
+
+def test_answers_are_cut_by_the_context_alone_unless_asked(model: Path, tmp_path: Path) -> None:
+    """A context of 64 tokens: 3 of the prompt, 61 of the answer, EOS included."""
+    data = [dict(prompt="a b c", completion=" ".join("d" * 80)) for _ in range(6)]
+    whole: dict[str, Any] = dict(steps=1, batch=4, held_out=0.2, quiet=True, eval_prompts=1)
+    run = language.train(model, data, "sft", out=tmp_path / "run", **whole)
+    assert {len(each.answers[0]) for each in run.agent.held} == {61}
+    short = language.train(model, data, "sft", out=tmp_path / "short", max_tokens=7, **whole)
+    assert {len(each.answers[0]) for each in short.agent.held} == {7}
+    with pytest.raises(ConfigError, match="max_tokens is 128, but the model's context has 64 tokens"):
+        language.train(model, rows(), "grpo", reward=letters, out=tmp_path / "group", **whole)
+
+
+@pytest.mark.parametrize("critic", ["separate", "mini"])
+def test_checkpointing_reaches_critics_and_changes_no_number(critic: str, train: Train, tmp_path: Path) -> None:
+    few: dict[str, Any] = dict(steps=2, eval_every=0, eval_prompts=1)
+    algo = "asymmetric_ppo" if critic == "mini" else "ppo"
+    plain, saving = (train(algo, tmp_path / str(on), critic=critic, checkpointing=on, **few) for on in (False, True))
+    trunks = saving.policy.critic.trunks
+    assert all(layer.training and layer.gradient_checkpointing for trunk in trunks for layer in trunk.layers)
+    for one, other in zip(plain.policy.parameters(), saving.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_run_goes_on_from_another_folder(
+    model: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "model").symlink_to(model)
+    (tmp_path / "rows.jsonl").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    settings: dict[str, Any] = dict(steps=1, batch=4, held_out=0.2, max_tokens=6, threads=1, quiet=True)
+    run = language.train("model", "rows.jsonl", "sft", out=tmp_path / "run", **settings)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert language.resume(run.folder, steps=2, quiet=True).step == 2
+
+
+def test_an_opponent_may_have_other_words(finished: Finished, tmp_path: Path) -> None:
+    words = tiny.tokenizer(pad_token="<nothing>", bos_token=None)
+    other = saved(tmp_path / "other", tiny.llama(len(words.get_vocab()), seed=3), words)
+    found = language.evaluate(finished("grpo").folder, against=str(other), prompts=4, reward=letters)
+    assert found.wins is not None
+    assert 0 <= found.wins <= 1
 
 
 def test_pieces_have_room_for_logits() -> None:

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from proximo.errors import ConfigError
 from proximo.models.language.critic import Critic
-from proximo.models.language.hub import causal_model, folder_of, learner, saves, trunk_of, width_of
+from proximo.models.language.hub import causal_model, folder_of, keep_less, learner, saves, trunk_of, width_of
 from proximo.models.language.policy import LanguagePolicy
 from proximo.models.language.reward import RewardModel
 
@@ -37,9 +37,10 @@ def language_policy(
     kept: Any = None
     if reference:
         kept = copy.deepcopy(model).requires_grad_(False) if lora is None else model.disable_adapter
-    judge = critic_of(critic, path, critic_model, width_of(model))
+    judge = critic_of(critic, path, critic_model, width_of(model), checkpointing)
     policy = LanguagePolicy(model, kept, judge, temperature, precision, saves(lora)).to(device)
-    policy.model.train(checkpointing)
+    for learning in (policy.model, *(policy.critic.trunks if policy.critic is not None else ())):
+        learning.train(checkpointing)
     return policy
 
 
@@ -52,7 +53,7 @@ def reward_model(
     return model
 
 
-def critic_of(kind: CriticKind, path: Path, other: str | None, width: int) -> Critic | None:
+def critic_of(kind: CriticKind, path: Path, other: str | None, width: int, checkpointing: bool) -> Critic | None:
     """The critic that was asked for."""
     if kind in ("none", "shared"):
         if other is not None:
@@ -63,4 +64,6 @@ def critic_of(kind: CriticKind, path: Path, other: str | None, width: int) -> Cr
     if kind == "mini" and other is None:
         layers = max(1, causal_model(path).config.num_hidden_layers // 2)
     models = [causal_model(source, layers) for _ in range(count)]
+    for model in models if checkpointing else ():
+        keep_less(model)
     return Critic(width_of(models[0]), [trunk_of(model) for model in models], SPREAD if count > 1 else 0.0)

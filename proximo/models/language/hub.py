@@ -153,11 +153,17 @@ def learner(path: Path, rank: int | None = None, checkpointing: bool = False) ->
     that this could wake.
     """
     model = causal_model(path)
+    if checkpointing:
+        keep_less(model)
     with quiet():
-        if checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
         model = model if rank is None else adapted(model, rank)
     return model.train(checkpointing)
+
+
+def keep_less(model: Any) -> None:
+    """Have a model compute its layers again in the backward pass (while it is in training mode)."""
+    with quiet():
+        model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def saves(rank: int | None) -> Callable[[str], bool]:

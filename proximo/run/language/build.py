@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -39,6 +40,7 @@ from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import ALWAYS, TokenSource
 
 GROUP = 8  # completions of a prompt that are compared
+SAMPLED = 128  # tokens of a completion at most, where nothing else is asked for
 
 
 class Given(NamedTuple):
@@ -86,20 +88,43 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     group = run.group or (GROUP if compares else 1)
     if compares and group == 1:
         raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
-    algorithm = plan.algorithm
-    if getattr(algorithm, "max_length", run.max_tokens) is None:
-        algorithm = replace(algorithm, max_length=run.max_tokens)
-    run = replace(run, device=device, group=group, threads=run.threads or ranks.cores())
-    return replace(plan, run=run, algorithm=algorithm)
+    algorithm, longest = plan.algorithm, run.max_tokens
+    if longest is None and language_algorithm(plan.algo).learns_from == "completions":
+        longest = SAMPLED
+    if getattr(algorithm, "max_length", 0) is None:
+        algorithm = replace(algorithm, max_length=longest)
+    run = replace(run, device=device, group=group, threads=run.threads or ranks.cores(), max_tokens=longest)
+    run = replace(run, critic_model=found_from_anywhere(run.critic_model))
+    run = replace(run, reward_model=found_from_anywhere(run.reward_model))
+    model, data = found_from_anywhere(plan.model), found_from_anywhere(plan.data)
+    return replace(plan, model=model, data=data, run=run, algorithm=algorithm)
+
+
+S = TypeVar("S", str, str | None)
+
+
+def found_from_anywhere(name: S) -> S:
+    """What is here by its whole path, so that a run goes on whatever folder it is resumed from; other names as such."""
+    return name if name is None or not os.path.exists(name) else os.path.abspath(name)
 
 
 def identified(plan: LanguagePlan, path: Path, found: Material) -> LanguagePlan:
     """The plan with digests of model and data; CheckpointError where it has others already."""
     must_be_same(plan, path)
-    weights, examples = digest_of(path), found.digest
+    weights, examples, judge = digest_of(path), found.digest, digest_of_judge(plan.run.reward_model)
     if plan.examples not in ("", examples):
         raise CheckpointError(f"the data {plan.data} is not what this run began with: its examples differ")
-    return replace(plan, weights=weights, examples=examples)
+    if plan.judge not in ("", judge):
+        raise CheckpointError(f"{plan.run.reward_model} is not the reward model that this run began with")
+    return replace(plan, weights=weights, examples=examples, judge=judge, conversation=found.conversation)
+
+
+def digest_of_judge(path: str | None) -> str:
+    """SHA-256 over the weights of a reward model's newest good checkpoint; nothing for none."""
+    if path is None:
+        return ""
+    reward_plan(Path(path))
+    return digest_of(checkpoint.latest(Path(path), lambda text: None).path)
 
 
 def must_apply(plan: LanguagePlan, kind: str) -> None:
@@ -154,7 +179,7 @@ def source_of(
     run, words, held = plan.run, speaker.words, speaker.held
     loader = Loader(found.learned, run.seed)
     if kind == "completions":
-        sampling = Sampling(run.max_tokens, run.temperature, eos=(words.eos,), pad=words.pad)
+        sampling = Sampling(run.max_tokens or SAMPLED, run.temperature, eos=(words.eos,), pad=words.pad)
         columns = {name for each in found.learned for name in each.columns}
         worth, gold = reward_of(run, words, given.reward, columns), gold_of(run, given.gold, columns)
         numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs, run.resample
@@ -205,11 +230,17 @@ def weighed(asked: Sequence[str]) -> dict[str, tuple[Reward, float]]:
     return parts
 
 
-def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:
-    """The reward model of a run's folder, and its words."""
+def reward_plan(path: Path) -> LanguagePlan:
+    """The plan of the run that trained a reward model."""
     plan = folder.read_plan(path)
     if not isinstance(plan, LanguagePlan) or plan.algo != "reward":
         raise ConfigError(f"reward_model {path} is no run of `proximo language reward`")
+    return plan
+
+
+def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:
+    """The reward model of a run's folder, and its words."""
+    plan = reward_plan(path)
     base = folder_of(plan.model)
     must_be_same(plan, base)
     model = policy_of(replace(plan, run=replace(plan.run, device=device)), base)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import numpy as np
 from proximo.errors import ConfigError
 from proximo.rewards import Reward
 from proximo.run import checkpoint
-from proximo.run.language.build import Given, LanguageTrain, build
+from proximo.run.language.build import SAMPLED, Given, LanguageTrain, build
 from proximo.run.language.judge import LanguageScore
 from proximo.run.language.session import computing, load, must_have, plan_of
+from proximo.run.language.speaker import Message
 from proximo.run.run import load_policy
 from proximo.sources.tokens import TokenSource
 
@@ -23,14 +25,24 @@ Z95 = 1.959963984540054  # of the normal distribution: 95 % lie within
 
 
 def chat(path: Path, prompt: str | None, max_tokens: int | None, temperature: float, seed: int) -> None:
-    """Complete one prompt, or each line that is typed until an empty one."""
-    speaker, max_tokens = load(path), max_tokens or plan_of(path).run.max_tokens
+    """Complete one prompt, or each line that is typed until an empty one.
+
+    Where the run learned from messages, a line is the user's turn of a conversation, by the chat template.
+    """
+    speaker, plan = load(path), plan_of(path)
+    talk, longest, seeds = list[Message](), max_tokens or plan.run.max_tokens or SAMPLED, count(seed)
+
+    def answer(line: str) -> str:
+        talk.append({"role": "user", "content": line})
+        (text,) = speaker.complete([talk if plan.conversation else line], longest, temperature, next(seeds))
+        talk.append({"role": "assistant", "content": text})
+        return text
+
     if prompt is not None:
-        print(speaker.complete([prompt], max_tokens, temperature, seed)[0])
+        print(answer(prompt))
         return
     while line := typed():
-        print(speaker.complete([line], max_tokens, temperature, seed)[0])
-        seed += 1
+        print(answer(line))
 
 
 def typed() -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from proximo.errors import ConfigError
 from proximo.models.language.hub import tokenizer_of
 from proximo.run.language.plan import LanguageRun
-from proximo.sources.text.examples import Example, digest, eos_id, examples, limited, pad_id
+from proximo.sources.text.examples import Example, TooLong, digest, eos_id, examples, limited, pad_id
 from proximo.sources.text.formats import texts
 from proximo.sources.text.loader import held_out
 from proximo.sources.text.reading import read
@@ -44,6 +44,7 @@ class Material:
 
     learned: list[Example]
     held: list[Example]
+    conversation: bool = False  # whether prompts were messages
 
     def must_fit(self, vocabulary: int, words: Words) -> None:
         """ConfigError for a token that a model of so many words does not have."""
@@ -68,19 +69,35 @@ def material(
     """
     table = read(data)
     parts = (table, table) if all_held else held_out(table, run.held_out, run.seed)
-    learned, held = (examples(texts(part, FORMATS[kind], words.tokenizer), words.tokenizer) for part in parts)
+    written = [texts(part, FORMATS[kind], words.tokenizer) for part in parts]
     longest = room(run, context)
-    learned, held = (limited(part, longest, run.max_tokens, run.too_long, say) for part in (learned, held))
+    learned, held = (
+        limited(examples(part, words.tokenizer), longest, run.max_tokens, run.too_long, say, context)
+        for part in written
+    )
     if run.whole_text and kind == "texts":
         learned, held = ([each.whole() for each in part] for part in (learned, held))
-    return Material(learned, held)
+    if run.pack is not None:
+        learned, held = (packable(part, run.pack, run.too_long, say) for part in (learned, held))
+    return Material(learned, held, all(text.rendered for text in written[0]))
+
+
+def packable(found: list[Example], pack: int, too_long: TooLong, say: Say) -> list[Example]:
+    """The texts that fit into rows of `pack` tokens; ConfigError, with their number, where others are not dropped."""
+    fitting = [each for each in found if len(each.prompt) + len(each.answers[0]) - 1 <= pack]
+    if count := len(found) - len(fitting):
+        told = f"{count} of {len(found)} texts are longer than the rows of {pack} tokens that they are packed into"
+        if too_long != "drop" or not fitting:
+            raise ConfigError(f"{told}: give a larger pack, limit max_tokens, or drop them (too_long)")
+        say(f"{told}: dropped")
+    return fitting
 
 
 def room(run: LanguageRun, context: int | None) -> int | None:
     """Tokens that a prompt may have."""
     if context is None:
         return run.max_prompt
-    left = context - run.max_tokens
+    left = context - (run.max_tokens or 1)
     if left < 1:
         raise ConfigError(f"max_tokens is {run.max_tokens}, but the model's context has {context} tokens in all")
     if run.max_prompt is not None and run.max_prompt > left:

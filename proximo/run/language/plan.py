@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from proximo.algorithms.language import LANGUAGE, language_algorithm
@@ -20,6 +21,7 @@ RETURNS = {
     "texts": "log-probability of a held-out token, nats",
     "pairs": "share of held-out pairs told apart",
 }
+READ = dict(algo=str, model=str, data=str, weights=str, examples=str, judge=str, conversation=bool)  # from config.json
 MOST_TOGETHER = 2**26  # tokens of a collection's rows, however many are asked for
 MOST_RANK = 4_096  # of adapters; more than the width of most models
 ELSEWHERE = {
@@ -48,10 +50,10 @@ class LanguageRun:
     """How often prompts whose completions all scored alike, and so teach nothing, are exchanged for others (DAPO)."""
     max_prompt: int | None = None
     """Longest prompt, tokens; None takes what the model's context leaves."""
-    max_tokens: int = 128
-    """Longest completion, tokens."""
+    max_tokens: int | None = None
+    """Longest completion, tokens; None: 128 where completions are sampled, else what the context leaves."""
     too_long: Literal["error", "drop", "truncate"] = "error"
-    """What becomes of a longer prompt; truncate cuts it from the left."""
+    """What becomes of a longer prompt; truncate cuts it from the left. Of texts longer than pack, drop drops them."""
     temperature: float = 1.0
     """Divides the logits of policy and reference, while sampling and while learning."""
     generator: Literal["static", "transformers", "continuous"] = "static"
@@ -112,9 +114,9 @@ class LanguageRun:
     """End the run where the KL of a sequence from the reference, nats, exceeds this."""
 
     def __post_init__(self) -> None:
-        check(self, at_least_one=("steps", "batch", "max_tokens", "checkpoint_every", "eval_prompts"))
+        check(self, at_least_one=("steps", "batch", "checkpoint_every", "eval_prompts"))
         check(self, not_negative=("seed", "eval_every", "threads", "resample"), positive=("temperature",))
-        for name in ("group", "max_prompt", "lora", "pack", "at_once"):
+        for name in ("group", "max_prompt", "max_tokens", "lora", "pack", "at_once"):
             if getattr(self, name) is not None:
                 check(self, at_least_one=(name,))
         alarms = ("alarm_kl", "alarm_length", "alarm_repetition", "alarm_entropy", "alarm_gold")
@@ -130,8 +132,8 @@ class LanguageRun:
         if self.pack is not None and self.batch * self.pack > MOST_TOGETHER:
             raise ConfigError(f"{self.batch:,} rows of {self.pack:,} tokens are too many at once")
         lanes = self.batch * (self.group or 1)
-        if lanes * self.max_tokens > MOST_TOGETHER:
-            raise ConfigError(f"{lanes:,} completions of {self.max_tokens:,} tokens are too many at once")
+        if lanes * (self.max_tokens or 1) > MOST_TOGETHER:
+            raise ConfigError(f"{lanes:,} completions of {self.max_tokens or 1:,} tokens are too many at once")
 
     @property
     def features_every(self) -> int:
@@ -155,11 +157,13 @@ class LanguagePlan:
     algorithm: Any
     weights: str = ""  # SHA-256 over the model's weights
     examples: str = ""  # digest of the data set as tokens
+    judge: str = ""  # digest of the reward model
+    conversation: bool = False  # whether prompts are messages, which the chat template writes
     yours: tuple[str, ...] = ()  # what came from Python: some of PYTHON
 
     @property
     def title(self) -> str:
-        return f"{self.model} · {self.data}"
+        return f"{Path(self.model).name} · {Path(self.data).name}"
 
     @property
     def axes(self) -> tuple[str, str]:
@@ -212,9 +216,9 @@ def from_json(tree: dict[str, Any]) -> LanguagePlan:
     names = {field.name for field in dataclasses.fields(LanguagePlan)} | {"kind"}
     if strange := tree.keys() ^ names:
         raise ConfigError(f"config.json: {min(strange)!r} is {'missing' if min(strange) in names else 'unknown'}")
-    for name in ("algo", "model", "data", "weights", "examples"):
-        if not isinstance(tree[name], str):
-            raise ConfigError(f"config.json: {name} is {tree[name]!r}, not a string")
+    for name, kind in READ.items():
+        if type(tree[name]) is not kind:
+            raise ConfigError(f"config.json: {name} is {tree[name]!r}, not {kind.__name__}")
     if tree["algo"] not in LANGUAGE:
         raise unknown("algorithm", tree["algo"], LANGUAGE)
     yours = tree["yours"]
@@ -222,5 +226,5 @@ def from_json(tree: dict[str, Any]) -> LanguagePlan:
         raise ConfigError(f"config.json: yours is {yours!r}, not some of {', '.join(PYTHON)}")
     run = built(LanguageRun, tree["run"])
     algorithm = built(language_algorithm(tree["algo"]).Config, tree["algorithm"])
-    rest = {name: tree[name] for name in ("algo", "model", "data", "weights", "examples")}
+    rest = {name: tree[name] for name in READ}
     return LanguagePlan(**rest, run=run, algorithm=algorithm, yours=tuple(yours))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from proximo.errors import ConfigError
@@ -14,8 +14,10 @@ from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.sources.generation import Generator
 from proximo.sources.sampling import Sampling
 from proximo.sources.text.examples import Example, ids
+from proximo.sources.text.formats import rendered
 from proximo.sources.text.padding import completions, left
 
+Message = Mapping[str, Any]  # {"role": "user", "content": "…"}
 TOGETHER = 64  # prompts completed, or texts judged, side by side
 
 
@@ -28,9 +30,16 @@ class Speaker:
         self.policy, self.words, self.generator, self.held = policy, words, generator, held
 
     def complete(
-        self, prompts: Sequence[str], max_tokens: int = 128, temperature: float = 1.0, seed: int = 0
+        self,
+        prompts: Sequence[str | Sequence[Message]],
+        max_tokens: int = 128,
+        temperature: float = 1.0,
+        seed: int = 0,
     ) -> list[str]:
-        """A completion of each prompt; the most likely tokens where the temperature is 0. The seed decides."""
+        """A completion of each prompt; the most likely tokens where the temperature is 0. The seed decides.
+
+        A prompt is a text, or a conversation: messages, which the tokenizer's chat template writes.
+        """
         sampling = Sampling(max_tokens, temperature, eos=(self.words.eos,), pad=self.words.pad)
         found = list[str]()
         with borrowed_generators():
@@ -43,9 +52,10 @@ class Speaker:
                 found += [self.words.decode(token[live].tolist()) for token, live in lanes]
         return found
 
-    def tokens(self, prompt: str) -> list[int]:
+    def tokens(self, prompt: str | Sequence[Message]) -> list[int]:
         """A prompt's token ids."""
-        found = self.words.tokenizer(prompt)["input_ids"]
+        text = prompt if isinstance(prompt, str) else rendered(self.words.tokenizer, prompt)
+        found = self.words.tokenizer(text, add_special_tokens=text is prompt)["input_ids"]
         found = found[:-1] if found[-1:] == [self.words.eos] else found
         if not found:
             raise ConfigError("the prompt is empty, and the tokenizer has no BOS token to begin with")

@@ -1,6 +1,7 @@
 """Watching for reward hacking: a policy that pleases its reward and nobody else shows it in what it writes.
 
-Each sign is compared with the run's own first collection, or first evaluation; an alarm is told when it begins.
+Each sign is compared with the run's own first collection, or first evaluation; an alarm is told when it begins, and
+again only after `CALM` updates without it: one that comes and goes around its threshold is told once.
 Thresholds are fields of LanguageRun; None switches one off.
 """
 
@@ -13,6 +14,7 @@ from typing import Any, Protocol
 from proximo.run.folder import EVALS, METRICS, read_rows
 
 Row = Mapping[str, Any]
+CALM = 10  # updates after which an alarm is news again
 
 
 class Thresholds(Protocol):
@@ -35,16 +37,18 @@ class Watch:
 
     def __init__(self, limits: Thresholds) -> None:
         self.limits = limits
-        self.rows: list[Row] = []  # the first update's and the last
+        self.first: Row = {}  # update
+        self.recent: list[Row] = []
         self.scores: list[Row] = []
 
     def updated(self, folder: Path, row: Row) -> list[str]:
-        """The alarms that this update raised, in words, and the one before it did not."""
-        first, last = self.rows or ends([r for r in read_rows(folder / METRICS) if r["step"] < row["step"]])
-        found = dict(signs(self.limits, first, row)) if first else {}
-        told = dict(signs(self.limits, first, last)) if first else {}
-        self.rows = [first or row, row]
-        return [text for name, text in found.items() if name not in told]
+        """The alarms that this update raised, in words, and the `CALM` before it did not."""
+        if not self.first:
+            earlier: list[Row] = [r for r in read_rows(folder / METRICS) if r["step"] < row["step"]]
+            self.first, self.recent = (earlier or [row])[0], earlier[-CALM:]
+        told = {name for before in self.recent for name, _ in signs(self.limits, self.first, before)}
+        self.recent = [*self.recent, row][-CALM:]
+        return [text for name, text in signs(self.limits, self.first, row) if name not in told]
 
     def evaluated(self, folder: Path, row: Row) -> list[str]:
         """The alarm of an evaluation whose gold reward fell while the reward that is learned rose."""
@@ -53,10 +57,6 @@ class Watch:
         self.scores.append(row)
         now, before = (strayed(self.limits, self.scores[:i]) for i in (None, -1))
         return [now] if now is not None and before is None else []
-
-
-def ends(rows: Sequence[Row]) -> list[Row]:
-    return [rows[0], rows[-1]] if rows else [{}, {}]
 
 
 def signs(limits: Thresholds, first: Row, row: Row) -> Iterator[tuple[str, str]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -132,9 +133,11 @@ def limited(
     max_answer: int | None,
     too_long: TooLong,
     say: Callable[[str], object],
+    context: int | None = None,
 ) -> list[Example]:
     """Examples whose prompts have at most `max_prompt` tokens and whose answers `max_answer`, EOS included.
 
+    Prompt and answer together have at most `context`.
     `too_long` is what becomes of a longer prompt: "error"; "drop" the example; "truncate" it from the left, so that its
     end is what is answered. A longer answer is dropped as well with "drop", else cut at the right, and is then without
     EOS. `say` is told how many of each there were.
@@ -145,7 +148,8 @@ def limited(
         if limit is not None and limit < 1:
             raise ConfigError(f"{name} is {limit}: there must be room for a token")
     long_prompt = [max_prompt is not None and len(each.prompt) > max_prompt for each in found]
-    long_answer = [max_answer is not None and any(len(a) > max_answer for a in each.answers) for each in found]
+    rooms = [answer_room(min(len(each.prompt), max_prompt or len(each.prompt)), max_answer, context) for each in found]
+    long_answer = [any(len(a) > most for a in each.answers) for each, most in zip(found, rooms, strict=True)]
     prompts, answers, drop = sum(long_prompt), sum(long_answer), too_long == "drop"
     of = f"of {len(found)}"
     if prompts and too_long == "error":
@@ -155,15 +159,22 @@ def limited(
     if prompts:
         say(f"{prompts} {of} prompts are longer than {max_prompt} tokens: {'dropped' if drop else 'cut at the left'}")
     if answers:
-        say(f"{answers} {of} answers are longer than {max_answer} tokens: {'dropped' if drop else 'cut at the right'}")
+        limit = f"{max_answer} tokens" if max_answer else f"the model's context of {context} tokens leaves"
+        say(f"{answers} {of} answers are longer than {limit}: {'dropped' if drop else 'cut at the right'}")
     if drop:
-        found = [e for e, p, a in zip(found, long_prompt, long_answer, strict=True) if not p and not a]
+        kept = [i for i, (p, a) in enumerate(zip(long_prompt, long_answer, strict=True)) if not p and not a]
+        found, rooms = [found[i] for i in kept], [rooms[i] for i in kept]
         if not found:
             raise ConfigError(f"no example is left: all are longer than {max_prompt} and {max_answer} tokens")
     return [
-        replace(e, prompt=e.prompt[-(max_prompt or 0) :], answers=tuple(a[:max_answer] for a in e.answers))
-        for e in found
+        replace(e, prompt=e.prompt[-(max_prompt or 0) :], answers=tuple(a[:most] for a in e.answers))
+        for e, most in zip(found, rooms, strict=True)
     ]
+
+
+def answer_room(prompt: int, max_answer: int | None, context: int | None) -> int:
+    """Tokens that an answer to a prompt of so many may have."""
+    return min(max_answer or sys.maxsize, sys.maxsize if context is None else context - prompt)
 
 
 def digest(found: Sequence[Example]) -> str:

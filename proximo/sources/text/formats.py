@@ -69,7 +69,7 @@ Parts = Iterator[tuple[str, tuple[str, ...], bool]]  # prompt, answers, whether 
 def _prompt(row: Row, tokenizer: Any) -> Parts:
     prompt = row["prompt"]
     talk = _talk("prompt", prompt)
-    yield _render(tokenizer, prompt) if talk else prompt, (), talk
+    yield rendered(tokenizer, prompt) if talk else prompt, (), talk
 
 
 def _answered(*names: str) -> Callable[[Row, Any], Parts]:
@@ -81,7 +81,7 @@ def _answered(*names: str) -> Callable[[Row, Any], Parts]:
         if len(set(kinds.values())) > 1:
             told = ", ".join(f"{name} is {'messages' if talk else 'a string'}" for name, talk in kinds.items())
             raise ConfigError(f"{told}: make them all the same")
-        yield _rendered(tokenizer, row["prompt"], answers) if kinds["prompt"] else (row["prompt"], answers, False)
+        yield _both(tokenizer, row["prompt"], answers) if kinds["prompt"] else (row["prompt"], answers, False)
 
     return parts
 
@@ -94,7 +94,7 @@ def _messages(row: Row, tokenizer: Any) -> Parts:
     if not turns or not turns[0]:
         raise ConfigError("messages hold no turn of the assistant that answers something")
     for i in turns:
-        yield _rendered(tokenizer, messages[:i], (messages[i : i + 1],))
+        yield _both(tokenizer, messages[:i], (messages[i : i + 1],))
 
 
 def _text(row: Row, tokenizer: Any) -> Parts:
@@ -118,7 +118,7 @@ def _implicit(row: Row, tokenizer: Any) -> Parts:
     same = min(same, len(chosen) - 1, len(rejected) - 1)
     if same == 0:
         raise ConfigError("chosen and rejected share no first message that could be the prompt")
-    yield _rendered(tokenizer, chosen[:same], (chosen[same:], rejected[same:]))
+    yield _both(tokenizer, chosen[:same], (chosen[same:], rejected[same:]))
 
 
 FORMATS: dict[str, dict[tuple[str, ...], Callable[[Row, Any], Parts]]] = {
@@ -139,7 +139,7 @@ def _talk(name: str, value: Any) -> bool:
     return True
 
 
-def _rendered(tokenizer: Any, prompt: Messages, answers: Sequence[Messages]) -> tuple[str, tuple[str, ...], bool]:
+def _both(tokenizer: Any, prompt: Messages, answers: Sequence[Messages]) -> tuple[str, tuple[str, ...], bool]:
     """A conversation's prompt and answers, so that prompt + answer is what the template makes of both together.
 
     Some templates write the prompt of a conversation otherwise than that of one still to be answered; then the prompt
@@ -147,13 +147,13 @@ def _rendered(tokenizer: Any, prompt: Messages, answers: Sequence[Messages]) -> 
     """
     if not all(any(turn["content"] or turn.get("tool_calls") for turn in answer) for answer in answers):
         raise ConfigError(EMPTY)
-    before = _render(tokenizer, prompt)
-    whole = [_render(tokenizer, [*prompt, *answer], over=True) for answer in answers]
+    before = rendered(tokenizer, prompt)
+    whole = [rendered(tokenizer, [*prompt, *answer], over=True) for answer in answers]
     same = min(_shared(before, text) for text in whole)
     return before[:same], tuple(text[same:] for text in whole), True
 
 
-def _render(tokenizer: Any, messages: Messages, over: bool = False) -> str:
+def rendered(tokenizer: Any, messages: Messages, over: bool = False) -> str:
     """Messages by the chat template; unless they are `over`, up to where the assistant begins or goes on."""
     if tokenizer.chat_template is None:
         words = "set tokenizer.chat_template, take a model that was made for chat, or give strings instead of messages"
