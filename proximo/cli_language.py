@@ -70,9 +70,14 @@ def eval_(
     prompts: int = 64,
     against: str | None = None,
     temperature: float | None = None,
+    rewards: tuple[str, ...] = (),
+    reward_model: str | None = None,
     json: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Complete prompts with a run's newest good checkpoint: reward, KL to the reference, length, and who wins.
+
+    A run that learned from a data set is judged by that, unless a judge is named: how likely it finds held-out
+    texts, or whether it prefers what was chosen.
 
     Args:
         dir: the run's folder.
@@ -80,9 +85,11 @@ def eval_(
         prompts: how many.
         against: another run's folder or model: the share of prompts on which this one gets the larger reward.
         temperature: in place of the run's; 0 takes the most likely token each time.
+        rewards: who judges, in place of the run's own reward: built-in rewards by name.
+        reward_model: who judges: a trained reward model, the folder of its run.
         json: print one JSON object.
     """
-    found = chatting.evaluated(dir, data, prompts, against, temperature)
+    found = chatting.evaluated(dir, data, prompts, against, temperature, None, rewards, reward_model)
     print(dumps(found.row()) if json else "\n".join(found.summary()))
 
 

@@ -187,9 +187,10 @@ def test_checkpointing_reaches_critics_and_changes_no_number(critic: str, train:
     few: dict[str, Any] = dict(steps=2, eval_every=0, eval_prompts=1)
     algo = "asymmetric_ppo" if critic == "mini" else "ppo"
     plain, saving = (train(algo, tmp_path / str(on), critic=critic, checkpointing=on, **few) for on in (False, True))
-    trunks = saving.policy.critic.trunks
+    policy: Any = saving.policy
+    trunks = policy.critic.trunks
     assert all(layer.training and layer.gradient_checkpointing for trunk in trunks for layer in trunk.layers)
-    for one, other in zip(plain.policy.parameters(), saving.policy.parameters(), strict=True):
+    for one, other in zip(plain.policy.parameters(), policy.parameters(), strict=True):
         torch.testing.assert_close(one, other)
 
 

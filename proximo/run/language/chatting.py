@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from proximo.algorithms.language import language_algorithm
 from proximo.errors import ConfigError
 from proximo.rewards import Reward
 from proximo.run import checkpoint
 from proximo.run.language.build import SAMPLED, Given, LanguageTrain, build
 from proximo.run.language.judge import LanguageScore
+from proximo.run.language.plan import LanguagePlan
 from proximo.run.language.session import computing, load, must_have, plan_of
 from proximo.run.language.speaker import Message
 from proximo.run.run import load_policy
@@ -82,13 +84,19 @@ def evaluated(
     against: str | None = None,
     temperature: float | None = None,
     reward: Reward | None = None,
+    rewards: Sequence[str] = (),
+    reward_model: str | Path | None = None,
 ) -> Verdict:
     """Complete prompts (held-out ones of the run's data, or others) with the newest good checkpoint.
 
-    `against` is another run that is finished, or a model: the judge is the reward, and says whose completion of a
-    prompt is worth more.
+    `against` is another run that is finished, or a model: the judge says whose completion of a prompt is worth more.
+    The judge is the run's own reward, or, of any run that completes prompts, `rewards` by name, a `reward_model`'s run
+    or `reward`, a function. Without one, a run that learned from a data set is judged by that: how likely it finds
+    held-out texts, or whether it prefers what was chosen.
     """
     plan = plan_of(path)
+    if rewards or reward_model or (reward is not None and not learns_from_itself(plan)):
+        plan = judged_by(plan, tuple(rewards), reward_model, reward is not None)
     must_have(plan, "evaluate", data=data, reward=reward)
     run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature)
     if data is not None:
@@ -101,10 +109,28 @@ def evaluated(
         if against is None:
             return Verdict(score)
         if not isinstance(ours.source, TokenSource):
-            raise ConfigError(f"{path} learned from a data set: only models that complete prompts win against others")
+            judge = "--rewards or --reward-model says (reward=… in Python)"
+            raise ConfigError(f"{path} learned from a data set: who wins against another on its prompts, {judge}")
         other = replace(plan, run=run, model=against, weights="", examples="")
         theirs = build(other, own, given, lambda text: None, whole)
         return versus(score, judged(theirs, None, temperature).returns)
+
+
+def learns_from_itself(plan: LanguagePlan) -> bool:
+    return language_algorithm(plan.algo).learns_from == "completions"
+
+
+def judged_by(plan: LanguagePlan, rewards: tuple[str, ...], reward_model: str | Path | None, own: bool) -> LanguagePlan:
+    """The plan of a run that completes prompts, to be judged by these rewards in place of its own."""
+    if plan.algo == "reward":
+        raise ConfigError("a reward model judges texts and writes none: leave out rewards and reward_model")
+    run = replace(plan.run, rewards=rewards, reward_model=reward_model and str(reward_model), missing_eos=None)
+    yours = tuple(name for name in plan.yours if name != "reward") + (("reward",) if own else ())
+    plan = replace(plan, run=run, judge="", yours=yours)
+    if not learns_from_itself(plan):  # completes prompts as a run of RLOO's would, beside the model it began with
+        run = replace(run, pack=None, whole_text=False, max_tokens=run.max_tokens or SAMPLED)
+        plan = replace(plan, algo="rloo", algorithm=language_algorithm("rloo").Config(), run=run, examples="")
+    return plan
 
 
 def judged(run: LanguageTrain, path: Path | None, temperature: float | None) -> LanguageScore:
