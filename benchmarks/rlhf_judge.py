@@ -12,8 +12,8 @@ import torch
 from rlhf_gold import gold
 
 from proximo import language
+from proximo.reference import lane_kl
 from proximo.run.language.build import reward_model
-from proximo.run.language.judge import drift_of
 from proximo.run.language.speaker import ModelReward
 from proximo.sources.sampling import Sampling
 from proximo.sources.text.examples import Example, ids
@@ -49,7 +49,8 @@ def sampled(run: Path, prompts: list[str], each: int, max_tokens: int, seed: int
     for i in range(0, len(asked), max(1, 512 // each)):
         some = asked[i : i + max(1, 512 // each)]
         batch, texts = source.rewarded(speaker.policy, some, each)
-        numbers = (batch.reward.sum(0), drift_of(batch), batch.mask.sum(0), batch.ended.any(0))
+        apart = lane_kl(batch) if "ref_logp" in vars(batch) else torch.zeros(len(texts))
+        numbers = (batch.reward.sum(0), apart, batch.mask.sum(0), batch.ended.any(0))
         parts.append((texts, *(x.numpy() for x in numbers)))
     texts, *numbers = zip(*parts, strict=True)
     again = [prompt for prompt in prompts for _ in range(each)]

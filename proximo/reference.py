@@ -58,6 +58,11 @@ def penalised(batch: Batch, beta: float) -> Batch:
     return batch.replace(reward=batch.reward - beta * apart)
 
 
+def lane_kl(batch: Batch) -> Tensor:
+    """Σ log π_old − log π_ref of each lane, nats, [N]: k1 of whole sequences."""
+    return over_time(batch.logp - batch.ref_logp, batch.mask)
+
+
 def sequence_kl(batch: Batch) -> Tensor:
     """KL(π_old ‖ π_ref) of whole sequences, nats: the SUM of k1 over a lane, the mean over lanes; a scalar."""
-    return lane_mean(over_time(batch.logp - batch.ref_logp, batch.mask), batch)
+    return lane_mean(lane_kl(batch), batch)

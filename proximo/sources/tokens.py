@@ -14,6 +14,7 @@ from proximo.batch import Batch, leaves_of, with_leaves
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
 from proximo.models.language.sharding import brought_together
 from proximo.reduce import masked_mean
+from proximo.reference import lane_kl
 from proximo.rewards import Reward, scores
 from proximo.sources.generation import Completions, Generator
 from proximo.sources.sampling import Sampling
@@ -229,8 +230,7 @@ class Completed:
             "entropy": masked_mean(-batch.logp, batch.mask).item(),
         }
         if "ref_logp" in vars(batch):
-            drift = torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
-            self.last["kl_ref"] = drift.mean().item()
+            self.last["kl_ref"] = lane_kl(batch).mean().item()
 
     def metrics(self) -> dict[str, float | int | None]:
         """episodes (completions) and tokens so far; of the last collection: return_mean, return_std (scores),

@@ -12,6 +12,7 @@ import torch
 from proximo.batch import Batch
 from proximo.models.language.policy import in_pieces
 from proximo.preferences import implicit_margin, last_live
+from proximo.reference import lane_kl
 from proximo.rewards import Reward, scores
 from proximo.run.plan import Judge
 from proximo.run.seeding import EVALUATION, borrowed_generators, derived, seed_all
@@ -58,7 +59,7 @@ def completing(
             seed_all(derived(seed, EVALUATION, 0))
             batch, texts = source.rewarded(policy, examples, 1)
         likeliest = source.sampling.temperature == 0  # drawn from nothing that could be far from the reference
-        rewards, kl = batch.reward.sum(0), None if likeliest or "ref_logp" not in vars(batch) else drift_of(batch)
+        rewards, kl = batch.reward.sum(0), None if likeliest or "ref_logp" not in vars(batch) else lane_kl(batch)
         far: list[float | None] = [None] * len(texts) if kl is None else kl.tolist()
         rows = zip(examples, texts, rewards.tolist(), far, strict=True)
         samples = [dict(prompt=each.text, completion=text, reward=r, kl=d) for each, text, r, d in rows][:SHOWN]
@@ -72,19 +73,17 @@ def completing(
     return judge
 
 
-def drift_of(batch: Batch) -> torch.Tensor:
-    """Σ log π − log π_ref of each sequence, [N], nats."""
-    return torch.where(batch.mask, batch.logp - batch.ref_logp, 0).sum(0)
-
-
 def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Judge:
     """How likely held-out texts are: mean log-probability a token of each, and the perplexity over all tokens."""
 
     def judge(stop: Callable[[], bool]) -> LanguageScore | None:
+        def of(part: Batch) -> torch.Tensor:
+            return policy.evaluate(part).logp
+
         logps, lengths = list[float](), list[int]()
         for i in range(0, len(examples), source.count):
             batch = source.batch(policy, examples[i : i + source.count])
-            logp = torch.where(batch.mask, in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).logp), 0)
+            logp = torch.where(batch.mask, in_pieces(batch, source.at_once, of, policy.vocabulary), 0)
             logps += logp.sum(0).tolist()
             lengths += batch.mask.sum(0).tolist()
         total = sum(logps) / sum(lengths)
@@ -101,17 +100,17 @@ def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Jud
 def preferring(source: TextSource, policy: Any, examples: Sequence[Example], beta: float | None) -> Judge:
     """Whether the chosen of held-out pairs is preferred: by the reward, or where there is β by DPO's implicit one."""
 
+    def margin(part: Batch) -> torch.Tensor:
+        if beta is not None:
+            return beta * implicit_margin(policy.evaluate(part), part)[None]
+        sides = last_live(policy.evaluate(part).value, part.mask)
+        return (sides[:, 0] - sides[:, 1])[None]
+
     def judge(stop: Callable[[], bool]) -> LanguageScore | None:
         found = list[float]()
         for i in range(0, len(examples), source.count):
             batch = source.batch(policy, examples[i : i + source.count])
-            if beta is None:
-                value = in_pieces(batch, source.at_once, lambda part: policy.evaluate(part).value)
-                sides = last_live(value, batch.mask)
-                found += (sides[:, 0] - sides[:, 1]).tolist()
-            else:
-                h = in_pieces(batch, source.at_once, lambda part: implicit_margin(policy.evaluate(part), part)[None])
-                found += (beta * h[0]).tolist()
+            found += in_pieces(batch, source.at_once, margin, policy.vocabulary)[0].tolist()
         right = [float(x > 0) for x in found]
         more = {"accuracy": float(np.mean(right)), "margin": float(np.mean(found))}
         return LanguageScore(right, [1] * len(right), more, counted="pairs")
