@@ -10,6 +10,7 @@ goes on from its last checkpoint, one that is done is not run again. `--table` w
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import multiprocessing
 import time
@@ -96,33 +97,44 @@ def fresh_model(path: Path, seed: int) -> None:
     PreTrainedTokenizerFast(tokenizer_object=symbols, **special).save_pretrained(path)
 
 
+def folder(work: Path, task: str, seed: int, what: str, *settings: Any) -> Path:
+    """Of a run with these settings: a run with others is another."""
+    told = json.dumps([SHAPE, PROMPTS, *settings], sort_keys=True)
+    return work / f"{task}-{seed}-{what}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
+
+
+def imitating(task: str, seed: int) -> dict[str, Any]:
+    more = dict(steps=UPDATES[task], eval_every=0, max_tokens=ANSWERS, seed=seed, threads=1, quiet=True)
+    return {**IMITATE, **more}
+
+
 def imitated(task: str, seed: int, work: Path) -> Path:
     """The model that has seen some answers."""
-    base, out = work / f"{task}-{seed}-base", work / f"{task}-{seed}-imitated"
+    settings = imitating(task, seed)
+    base, out = folder(work, task, seed, "base"), folder(work, task, seed, "imitated", settings)
     if not base.exists():
         fresh_model(base, seed)
-    updates: dict[str, Any] = dict(
-        steps=UPDATES[task], eval_every=0, max_tokens=ANSWERS, seed=seed, threads=1, quiet=True
-    )
-    run(out, lambda: language.train(base, examples(task, seed), "sft", out=out, **IMITATE, **updates), task, seed)
+    run(out, lambda: language.train(base, examples(task, seed), "sft", out=out, **settings), task, seed)
     return out
 
 
 def rewarded(task: str, algo: str, seed: int, work: Path) -> dict[str, Any]:
     """One run of an algorithm, from the imitation on; what is kept of it."""
-    out, begin = work / f"{task}-{seed}-{algo}", time.perf_counter()
+    begin = time.perf_counter()
     settings: dict[str, Any] = COMMON | ALGOS[algo] | dict(seed=seed, threads=1, rewards=("exact_match",), quiet=True)
-    model = work / f"{task}-{seed}-imitated"
+    model = folder(work, task, seed, "imitated", imitating(task, seed))
+    out = folder(work, task, seed, algo, imitating(task, seed), settings)
+    before = language.evaluate(model, examples(task, seed), settings["eval_prompts"], rewards=("exact_match",)).score
     run(out, lambda: language.train(model, examples(task, seed), algo, out=out, **settings), task, seed)
     rows, evals = read_rows(out / "metrics.jsonl"), read_rows(out / "eval.jsonl")
     return {
         "task": task,
         "algo": algo,
         "seed": seed,
-        "before": float(np.mean([row["return_mean"] for row in rows[:3]])),
+        "before": before.mean,
         "after": evals[-1]["return_mean"],
         "kl_ref": evals[-1].get("kl_ref"),
-        "curve": [[row["step"], row["return_mean"]] for row in evals],
+        "curve": [[0, before.mean], *([row["step"], row["return_mean"]] for row in evals)],
         "seconds": round(rows[-1]["seconds"], 1),
         "wall": round(time.perf_counter() - begin, 1),
         "settings": settings,
@@ -159,8 +171,8 @@ def write_table(path: Path) -> None:
         "",
         f"{rows[0]['machine']}; {', '.join(f'{k} {v}' for k, v in rows[0]['versions'].items())}. A Llama of three "
         f"layers, 64 wide. {COMMON['steps']} updates of {COMMON['batch']} prompts × 8 completions; reward 1 for the "
-        "right answer, else 0. Shares of right ones, drawn at temperature 1: before on training prompts, after on 200 "
-        f"held-out ones; mean ± standard deviation over {len(seeds)} seeds{' (pilot)' if len(seeds) < 10 else ''}.",
+        "right answer, else 0. Shares of right ones, drawn at temperature 1, on 200 held-out prompts; "
+        f"mean ± standard deviation over {len(seeds)} seeds{' (pilot)' if len(seeds) < 10 else ''}.",
         "",
         "    python benchmarks/verifiable.py",
         "",
