@@ -18,6 +18,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -38,16 +39,16 @@ SHARP = 2.0  # how sure the one who prefers is: P(a over b) = σ(SHARP · differ
 JUDGED = 256  # completions that a policy is judged by
 TRAINING: dict[str, Any] = dict(max_tokens=LENGTH, too_long="drop", eval_every=0, checkpoint_every=50, device="cpu")
 SFT: dict[str, Any] = dict(steps=400, batch=32, lr=3e-3, whole_text=True)
-PAIRS, HELD = 600, 400  # that the reward model and DPO learn from; that the reward model is judged by
-REWARD: dict[str, Any] = dict(steps=60, batch=16, lr=3e-4)
+PAIRS, HELD = 1500, 400  # that the reward model and DPO learn from; that the reward model is judged by
+REWARD: dict[str, Any] = dict(steps=150, batch=16, lr=3e-4)
 LOOK: dict[str, Any] = dict(eval_every=8, eval_prompts=200, held_out=0.2)
 PPO: dict[str, Any] = dict(batch=48, lr=2e-4, epochs=2, minibatches=2, anneal_lr=False) | LOOK
 RUNS: dict[str, dict[str, Any]] = {
     "ppo loose": PPO | dict(steps=96, beta=0.01),
     "ppo led": PPO | dict(steps=64, beta=0.2, target_kl=4.0, kl_horizon=100, alarm_kl=8.0),
-    "dpo 0.3": dict(steps=37, batch=16, lr=3e-4, beta=0.3),
-    "dpo 0.1": dict(steps=37, batch=16, lr=3e-4, beta=0.1),
-    "dpo 0.03": dict(steps=37, batch=16, lr=3e-4, beta=0.03),
+    "dpo 0.3": dict(steps=94, batch=16, lr=3e-4, beta=0.3),
+    "dpo 0.1": dict(steps=94, batch=16, lr=3e-4, beta=0.1),
+    "dpo 0.03": dict(steps=94, batch=16, lr=3e-4, beta=0.03),
 }
 BEST, ASKED = 64, 32  # completions of each prompt that best-of-n chooses from; prompts
 STEPS = ("sft", "pairs", "reward", "best of n", *RUNS)
@@ -171,21 +172,21 @@ def trained(c: Context, step: str, model: Path, data: Any, algo: str, **settings
 
 def pairs(step: str, c: Context) -> Row:
     """Preferences between two of SFT's own completions of a prompt, drawn from gold by Bradley and Terry's model."""
-    prompts = [each["prompt"] for each in learning()][: PAIRS + HELD]
-    prompts += prompts[: PAIRS + HELD - len(prompts)]
+    every = [each["prompt"] for each in learning()]
+    some, others = every[len(every) // 4 :], every[: len(every) // 4]
+    prompts = [*islice(cycle(some), PAIRS), *islice(cycle(others), HELD)]  # no prompt is in both
     both = sampled(c.told("sft"), prompts, 2, LENGTH, 1000 + c.seed)
     scores, random = both.gold.reshape(-1, 2), np.random.default_rng(c.seed)
     mean, deviation = scores.mean(), scores.std()
     difference = SHARP * (scores[:, 0] - scores[:, 1]) / deviation
     first = random.random(len(prompts)) < 1 / (1 + np.exp(-difference))
-    found = []
+    learned, held = list[dict[str, str]](), list[dict[str, str]]()
     for i, (prompt, better) in enumerate(zip(prompts, first, strict=True)):
         one, other = both.texts[2 * i : 2 * i + 2]
         pair = (one, other) if better else (other, one)
         if one.strip() and other.strip() and one != other:
-            found.append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
+            (learned if i < PAIRS else held).append({"prompt": prompt, "chosen": pair[0], "rejected": pair[1]})
     c.told(step).mkdir(parents=True, exist_ok=True)
-    learned, held = found[:PAIRS], found[PAIRS:]
     for name, some in (("learned", learned), ("held", held)):
         (c.told(step) / f"{name}.jsonl").write_text("".join(json.dumps(pair) + "\n" for pair in some))
     real = [cut(each)["completion"] for each in shuffled()[-TESTED:]]

@@ -18,7 +18,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -101,7 +101,7 @@ def decode(
     lanes that have ended are dropped. With `dtype` bfloat16, products, keys and values are in bfloat16.
     """
     if not knows(model):
-        log.warning("%s is generated from by transformers: our own decoder does not know it", type(model).__name__)
+        tell_once(type(base_of(model)).__name__)
         return generate(model, token, live, sampling, repeat)
     check_prompts(model, token, live, sampling)
     lanes = len(token) * repeat
@@ -116,6 +116,11 @@ def decode(
             decoder, sampling, decoder.head(last)[owner], live.sum(1)[owner], cache, functional.pad(noise, (0, more))
         )
     return Completions(*(x[:, :lanes] for x in made))
+
+
+@cache
+def tell_once(kind: str) -> None:
+    log.warning("%s is generated from by transformers: our own decoder does not know it", kind)
 
 
 def decoded(

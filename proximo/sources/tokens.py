@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from proximo import ranks
 from proximo.batch import Batch, leaves_of, with_leaves
+from proximo.errors import GenerationError
 from proximo.models.language.policy import LanguagePolicy, Sampled, in_pieces
 from proximo.models.language.sharding import brought_together
 from proximo.reduce import masked_mean
@@ -97,14 +98,16 @@ class TokenSource:
     def completed(self, policy: LanguagePolicy, asked: Sequence[Example], group: int) -> Batch:
         """The prompts' completions as a batch [T, N] without rewards, with what reference and critics say of it."""
         prompts = {name: x.to(policy.device) for name, x in left([e.prompt for e in asked], self.sampling.pad).items()}
-        made = self.generated(policy.model, prompts["token"], prompts["live"], group)
+        with policy.computing():
+            made = self.generated(policy.model, prompts["token"], prompts["live"], group)
         batch = batch_of(prompts["token"], prompts["live"], made, group, self.sampling.eos)
         if policy.has_reference:
             batch = batch.replace(ref_logp=in_pieces(batch, self.at_once, policy.reference_logp, policy.vocabulary))
         if policy.critics or self.judges_again:
             logp, value, values = in_pieces(batch, self.at_once, lambda part: opinion(policy, part), policy.vocabulary)
             batch = batch.replace(value=value, values=values, next_value=after(value, batch.terminated))
-            batch = batch.replace(logp=logp, sampler_logp=batch.logp) if self.judges_again else batch
+            if self.judges_again:
+                batch = batch.replace(logp=logp, sampler_logp=batch.logp, old=Sampled(batch.action, logp))
         return batch
 
     def generated(self, model: Any, token: Tensor, live: Tensor, group: int) -> Completions:
@@ -113,7 +116,21 @@ class TokenSource:
         noise = torch.rand(self.sampling.max_tokens, count, group, device=token.device)[:, index].flatten(1)
         with brought_together(model), ranks.own_stream():  # of engines that draw for themselves
             made = self.generator(model, token[index], live[index], self.sampling, group, noise)
+        must_be_whole(made, self.sampling, len(index) * group)
         return Completions(*(ranks.gathered(x, count * group, 1) for x in made))
+
+
+def must_be_whole(made: Completions, sampling: Sampling, lanes: int) -> None:
+    """GenerationError for what an engine of one's own may not give: other shapes, or a completion with gaps.
+
+    Advantages pass nothing on over a dead row, so that what came before a gap would not be learned for what follows.
+    """
+    wanted = sampling.max_tokens, lanes
+    for name, x in made._asdict().items():
+        if tuple(x.shape) != wanted:
+            raise GenerationError(f"the generator gave {name} {[*x.shape]}, not {[*wanted]}, tokens by completions")
+    if not bool(made.mask[0].all()) or bool((made.mask[1:] & ~made.mask[:-1]).any()):
+        raise GenerationError("the generator's mask must be true from a completion's first token to its last, once")
 
 
 def opinion(policy: LanguagePolicy, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

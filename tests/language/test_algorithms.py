@@ -20,7 +20,7 @@ ONLINE = [name for name, algorithm in LANGUAGE.items() if algorithm.learns_from 
 NUMBERS: dict[str, dict[str, Any]] = {
     "ppo": dict(target_kl=0.1, kl_horizon=50, critic_lam=1.0, length_alpha=0.4, value_warmup=1, whiten_rewards=True),
     "grpo": dict(beta=0.1, kl_ratio=True),
-    "gspo": dict(beta=0.1, kl_estimator="k2", importance_cap=2.0),
+    "gspo": dict(beta=0.1, kl_estimator="k2"),
     "dapo": dict(importance_low=0.5, importance_cap=5.0),
     "rloo": dict(kl_in="loss"),
     "dr_grpo": dict(max_length=8),
@@ -154,7 +154,8 @@ def test_configs_say_what_their_numbers_are_and_refuse_bad_ones(name: str) -> No
 def test_bad_numbers_of_some() -> None:
     refused = [
         ("grpo", dict(kl_in="both")), ("grpo", dict(kl_estimator="k4")), ("ppo", dict(lam=2.0)),
-        ("dapo", dict(importance_low=0.5)), ("gspo", dict(importance_low=3.0, importance_cap=2.0)),
+        ("dapo", dict(importance_low=0.5)), ("cispo", dict(importance_low=3.0, importance_cap=2.0)),
+        ("gspo", dict(importance_cap=2.0)), ("rloo", dict(importance_cap=2.0)),
     ]  # fmt: skip
     for name, bad in refused:
         with pytest.raises(ConfigError, match=next(iter(bad))):

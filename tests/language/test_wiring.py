@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,10 @@ import pytest
 import torch
 
 from proximo import ConfigError, language
+from proximo.errors import GenerationError, RunFolderError
+from proximo.models.language import policy as policy_module
 from proximo.models.language.rows import LOGITS, together
+from proximo.rewards import lowest, pessimistic
 from proximo.run.language.build import LanguageTrain, reward_model
 from proximo.run.language.chatting import chat
 from proximo.run.language.speaker import ModelReward, Speaker
@@ -85,6 +89,117 @@ def test_a_reward_model_ends_with_mean_zero_and_deviation_one(finished: Finished
     assert np.std(found, ddof=1) == pytest.approx(1, abs=1e-4)
 
 
+def test_reward_models_are_an_ensemble_from_python(finished: Finished, train: Train, tmp_path: Path) -> None:
+    one, other = finished("reward").folder, train("reward", tmp_path / "other", seed=1, steps=2).folder
+    judges: list[Any] = [language.judge(one), language.judge(other)]
+    asked: Any = (["a 1", "b 2 +"], ["a a", "b z z"], [], [], [True, False])
+    found = [judge(*asked) for judge in judges]
+    worst = lowest(judges)(*asked[:2], prompt_ids=[], completion_ids=[], ended=asked[4])
+    assert worst == [min(pair) for pair in zip(*found, strict=True)]
+    run = train("grpo", tmp_path / "run", reward=pessimistic(judges), steps=1, group=2, eval_every=0)
+    assert run.finished
+
+
+def test_a_run_that_was_stopped_at_its_very_end_is_finished_by_resume(finished: Finished, tmp_path: Path) -> None:
+    """Between the last checkpoint and the model's file."""
+    for algo in ("sft", "reward"):
+        whole = finished(algo).folder
+        run = Path(shutil.copytree(whole, tmp_path / algo))
+        names = ("model.safetensors", "trained-steps.txt")
+        for name in names:
+            (run / "model" / name).unlink()
+        language.resume(run, quiet=True)
+        for name in names:
+            assert (run / "model" / name).read_bytes() == (whole / "model" / name).read_bytes()
+        with pytest.raises(RunFolderError, match="is complete"):
+            language.resume(run, quiet=True)
+
+
+def test_a_reward_model_goes_on_as_if_in_one(train: Train, tmp_path: Path) -> None:
+    short = train("reward", tmp_path / "run", steps=3, anneal_lr=False)
+    reward: Any = short.policy
+    assert float(reward.gain) != 1
+    again = language.resume(short.folder, steps=6, quiet=True)
+    whole = train("reward", tmp_path / "whole", anneal_lr=False)
+    for one, other in zip(again.policy.parameters(), whole.policy.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_engine_that_gives_what_it_may_not_is_told(train: Train, tmp_path: Path) -> None:
+    def gap(*request: Any) -> Completions:
+        made = decode(*request)
+        mask = made.mask.clone()
+        mask[0, 0] = False
+        return made._replace(mask=mask)
+
+    def short(*request: Any) -> Completions:
+        return Completions(*(x[:2] for x in decode(*request)))
+
+    with pytest.raises(GenerationError, match="mask must be true from a completion's first token"):
+        train("grpo", tmp_path / "gap", generator=gap)
+    with pytest.raises(GenerationError, match=r"gave token \[2, 32\], not \[6, 32\]"):
+        train("grpo", tmp_path / "short", generator=short)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_an_engine_samples_in_the_precision_that_is_learned_in(precision: str, train: Train, tmp_path: Path) -> None:
+    """Adapters, and whatever our own decoder does not convert, follow torch's autocast."""
+    asked = []
+
+    def engine(*request: Any) -> Completions:
+        asked.append(torch.is_autocast_enabled("cpu"))
+        return decode(*request)
+
+    train("grpo", tmp_path / "run", generator=engine, precision=precision, lora=2, steps=1, group=2, eval_every=0)
+    assert set(asked) == {precision == "bfloat16"}
+
+
+def test_the_bound_is_measured_from_the_learners_own_numbers(train: Train, tmp_path: Path) -> None:
+    """An engine that computes otherwise has moved no policy."""
+
+    def off(*request: Any) -> Completions:
+        made = decode(*request)
+        return made._replace(logp=made.logp - 0.7 * made.mask)
+
+    run = train("grpo", tmp_path / "run", generator=off, importance_cap=2.0, max_kl=0.01, lr=1e-6, steps=2, group=2)
+    drift = [json.loads(line) for line in (run.folder / "drift.jsonl").read_text().splitlines()]
+    assert len(drift) == 2
+    assert all(row["alpha"] == 1 and row["kl"] < 1e-4 for row in drift)
+
+
+def test_the_bound_knows_how_far_the_reference_is(train: Train, tmp_path: Path) -> None:
+    """With no KL in its loss too."""
+    run = train("dapo", tmp_path / "run", max_kl=1.0, steps=3, group=2)
+    drift = [json.loads(line) for line in (run.folder / "drift.jsonl").read_text().splitlines()]
+    assert drift[-1]["drift"] != 0
+
+
+def test_evaluations_have_room_for_logits(finished: Finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = list[int]()
+    bound = policy_module.together
+
+    def together(batch: Any, vocabulary: int = 1) -> int:
+        seen.append(vocabulary)
+        return bound(batch, vocabulary)
+
+    monkeypatch.setattr(policy_module, "together", together)
+    for algo in ("sft", "dpo"):
+        policy: Any = finished(algo).policy
+        language.evaluate(finished(algo).folder)
+        assert set(seen) == {policy.vocabulary}
+
+
+def test_models_that_are_not_asked_the_same_do_not_compete(finished: Finished, train: Train, tmp_path: Path) -> None:
+    words = tiny.tokenizer()
+    small = saved(tmp_path / "small", tiny.llama(len(words.get_vocab()), context=10), words)
+    run = train("grpo", tmp_path / "run", rewards=("exact_match",), too_long="drop", steps=1, group=2)
+    data = tmp_path / "prompts.jsonl"
+    asked = [dict(prompt=prompt, answer="a") for prompt in ("a b c d e f", "a", "b", "c")]
+    data.write_text("".join(json.dumps(row) + "\n" for row in asked))
+    with pytest.raises(ConfigError, match="of 4 prompts here 3 there"):
+        language.evaluate(run.folder, data, against=str(small))
+
+
 def test_a_finished_run_is_an_opponent_whatever_trained_it(finished: Finished, data: Path) -> None:
     """PPO has a critic, SFT has none."""
     ppo, sft = finished("ppo").folder, finished("sft").folder
@@ -124,8 +239,6 @@ def test_what_could_not_work_is_refused(
 
 
 def test_an_adapter_alone_is_no_model(model: Path, data: Path, tmp_path: Path) -> None:
-    import shutil
-
     folder = Path(shutil.copytree(model, tmp_path / "model"))
     (folder / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match="holds an adapter: merge it"):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from proximo.algorithms.language.online import Grouped
+from proximo.algorithms.language.online import Grouped, must_weigh_tokens
 from proximo.batch import Batch
 from proximo.groups import group_relative
 from proximo.policy import Policy
@@ -24,6 +24,10 @@ class GSPOConfig(Grouped):
     clip_high: float | None = 4e-4
     """How far it may move upwards."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        must_weigh_tokens(self)
+
 
 class GSPO:
     """GRPO with one ratio for a sequence, the geometric mean of its tokens'."""
@@ -38,7 +42,7 @@ class GSPO:
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        batch = c.corrected(group_relative(c.rewarded(batch), std=True))
+        batch = group_relative(c.rewarded(batch), std=True)
         return c.descend(self.policy, self.optimizer, self.objective, batch, progress)
 
     def state_tensors(self) -> dict[str, Tensor]:

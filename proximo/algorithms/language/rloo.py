@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from proximo.algorithms.language.online import Grouped
+from proximo.algorithms.language.online import Grouped, must_weigh_tokens
 from proximo.batch import Batch
 from proximo.groups import leave_one_out
 from proximo.policy import Policy
@@ -27,6 +27,10 @@ class RLOOConfig(Grouped):
     kl_in: Literal["reward", "loss"] = "reward"
     """Where that KL counts: in the reward of every token, or as a term of the loss."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        must_weigh_tokens(self)
+
 
 class RLOO:
     """A sequence is one action; its baseline is what the other completions of its prompt scored."""
@@ -42,7 +46,7 @@ class RLOO:
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
-        batch = c.corrected(leave_one_out(c.rewarded(batch)))
+        batch = leave_one_out(c.rewarded(batch))
         return c.descend(self.policy, self.optimizer, self.objective, batch, progress)
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -78,6 +78,11 @@ class RewardModel(nn.Module):
         self.bias.copy_((self.bias - scores.mean()) / deviation)
         self.gain.div_(deviation)
 
+    def as_it_learns(self) -> None:
+        """Without shift and scale, as it was before `normalize`: so that a run that goes on learns as if in one."""
+        self.gain.fill_(1)
+        self.bias.zero_()
+
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """What training changes."""
         return {name: x for name, x in super().state_dict(*args, **kwargs).items() if self._saves(name)}

@@ -57,6 +57,8 @@ LanguageTrain = Run[LanguagePlan, Speaker, TokenSource | TextSource]
 def build(plan: LanguagePlan, data: Any, given: Given, say: Say, all_held: bool = False) -> LanguageTrain:
     """All parts; ConfigError for what cannot work, CheckpointError where model or data are not the plan's any more."""
     path, kind = folder_of(plan.model), language_algorithm(plan.algo).learns_from
+    if plan.run.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     must_be_model(path)
     must_apply(plan, kind)
     words = words_of(path, say)
@@ -79,11 +81,9 @@ def build(plan: LanguagePlan, data: Any, given: Given, say: Say, all_held: bool 
 def resolved(plan: LanguagePlan) -> LanguagePlan:
     """With what depends on the machine and the algorithm decided."""
     run = plan.run
-    if run.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     if run.shard and ranks.launched() < 2:
         raise ConfigError("shard is for several processes: torchrun --nproc-per-node K -m proximo language …")
-    device = run.device if run.device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+    device = "cuda" if run.device == "auto" and torch.cuda.is_available() else run.device.replace("auto", "cpu")
     compares = "group" in plan.algorithm.needs
     group = run.group or (GROUP if compares else 1)
     if compares and group == 1:
@@ -165,7 +165,7 @@ def policy_of(plan: LanguagePlan, path: Path) -> Any:
     kind: CriticKind = "mini" if "values" in needs else "shared" if "value" in needs else "none"
     if run.critic != "auto":
         kind = run.critic
-    reference = "ref_logp" in needs or run.stop_drift is not None
+    reference = "ref_logp" in needs or run.measures_drift
     return language_policy(
         path, kind, run.critic_model, reference, run.lora, run.temperature, run.precision,
         run.checkpointing, run.device,

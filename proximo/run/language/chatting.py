@@ -95,14 +95,14 @@ def evaluated(
     held-out texts, or whether it prefers what was chosen.
     """
     plan = plan_of(path)
-    if rewards or reward_model or (reward is not None and not learns_from_itself(plan)):
+    if rewards or reward_model or (reward is not None and "reward" not in plan.yours):
         plan = judged_by(plan, tuple(rewards), reward_model, reward is not None)
     must_have(plan, "evaluate", data=data, reward=reward)
     run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature)
-    if data is not None:
-        plan = replace(plan, data=str(data), examples="")
     own, given = plan.data if data is None else data, Given(reward)
-    whole = data is not None and "data" not in plan.yours  # else it is the run's own, of which a share was held out
+    whole = data is not None and ("data" not in plan.yours or isinstance(data, str | Path))  # else it is its own
+    if data is not None:
+        plan = replace(plan, data=str(data), examples="" if whole else plan.examples)
     with computing(run):
         ours = build(replace(plan, run=run), own, given, lambda text: None, whole)
         score = judged(ours, path, temperature)
@@ -113,7 +113,16 @@ def evaluated(
             raise ConfigError(f"{path} learned from a data set: who wins against another on its prompts, {judge}")
         other = replace(plan, run=run, model=against, weights="", examples="")
         theirs = build(other, own, given, lambda text: None, whole)
+        must_be_asked_alike(ours, theirs)
         return versus(score, judged(theirs, None, temperature).returns)
+
+
+def must_be_asked_alike(ours: LanguageTrain, theirs: LanguageTrain) -> None:
+    """ConfigError where two models do not complete the same prompts."""
+    one, other = ([each.text for each in run.agent.held] for run in (ours, theirs))
+    if one != other:
+        words = f"of {len(one)} prompts here {len(other)} there, or other ones, fit into the model"
+        raise ConfigError(f"the two models are not asked the same: {words}: take shorter prompts (--data)")
 
 
 def learns_from_itself(plan: LanguagePlan) -> bool:

@@ -22,11 +22,13 @@ from proximo.preferences import last_live
 from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
 from proximo.run.drive import bring_back, drive
-from proximo.run.language.build import Given, LanguageTrain, build, must_be_same, policy_of, resolved
+from proximo.run.files import replace_durably
+from proximo.run.language.build import Given, LanguageTrain, build, must_be_same, policy_of, resolved, reward_model
 from proximo.run.language.material import words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun, planned
-from proximo.run.language.speaker import Speaker
+from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.run.machine import threads
+from proximo.run.run import load as load_run
 from proximo.run.run import load_policy, save
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.settings import built
@@ -34,6 +36,7 @@ from proximo.sources.generation import Generator, generator_named
 from proximo.sources.texts import TextSource
 
 NOTHING = Given()
+DONE = "trained-steps.txt"  # in a model's folder: of which step it is
 MODEL = "model"  # in a run's folder: the model as transformers reads it
 
 
@@ -111,7 +114,12 @@ def resume(
         seed_all(plan.run.seed)
         run = build(plan, plan.data if data is None else data, mine, notes.append)
         run.folder = path
+        if saved is not None and plan.complete(saved.number("step", int)) and not is_written(path, plan):
+            load_run(run, saved)  # it was stopped between its last checkpoint and its end
+            return finished(run)
         bring_back(run, saved)
+        if isinstance(run.policy, RewardModel):
+            run.policy.as_it_learns()
         folder.go_on(path, run.config, run.step)
         notes.append(f"resuming {path} at update {run.step:,}")
         return finished(drive(run, quiet, notes))
@@ -126,7 +134,14 @@ def finished(run: LanguageTrain) -> LanguageTrain:
         if run.config.run.lora is not None:
             model = copy.deepcopy(model).merge_and_unload()
         model.save_pretrained(run.folder / MODEL)
+        replace_durably(run.folder / MODEL / DONE, str(run.step).encode())
     return run
+
+
+def is_written(path: Path, plan: LanguagePlan) -> bool:
+    """Whether the model of a complete run is there, as it was at the end."""
+    done = path / MODEL / DONE
+    return done.exists() and done.read_bytes() == str(plan.run.steps).encode()
 
 
 def normalized(run: LanguageTrain) -> None:
@@ -162,6 +177,12 @@ def load(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Sp
         policy = policy_of(replace(plan, run=replace(plan.run, device="cpu", max_kl=None, stop_drift=None)), base)
     load_policy(policy, checkpoint.latest(path, say))
     return Speaker(policy, words_of(base), generator_named(plan.run.generator, plan.run.precision))
+
+
+def judge(path: str | Path, device: str = "cpu") -> Reward:
+    """The reward model of a run of `proximo language reward`, as a reward of prompts and completions."""
+    with borrowed_generators():
+        return ModelReward(*reward_model(Path(path), device))
 
 
 def plan_of(path: Path) -> LanguagePlan:

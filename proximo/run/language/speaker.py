@@ -47,7 +47,8 @@ class Speaker:
             for i in range(0, len(prompts), TOGETHER):
                 tokens = [self.tokens(prompt) for prompt in prompts[i : i + TOGETHER]]
                 rows = {name: x.to(self.policy.device) for name, x in left(tokens, self.words.pad).items()}
-                made = self.generator(self.policy.model, rows["token"], rows["live"], sampling)
+                with self.policy.computing():
+                    made = self.generator(self.policy.model, rows["token"], rows["live"], sampling)
                 lanes = zip(made.token.T, made.mask.T, strict=True)
                 found += [self.words.decode(token[live].tolist()) for token, live in lanes]
         return found
@@ -65,10 +66,10 @@ class Speaker:
 class ModelReward:
     """A reward model as a reward of completions."""
 
-    def __init__(self, model: RewardModel, words: Words, theirs: Any) -> None:
+    def __init__(self, model: RewardModel, words: Words, theirs: Any = None) -> None:
         """`theirs` is the tokenizer of the policy: where it is the same, tokens need not become text and come back."""
         self.model, self.words = model, words
-        self.same = theirs.get_vocab() == words.tokenizer.get_vocab()
+        self.same = theirs is not None and theirs.get_vocab() == words.tokenizer.get_vocab()
 
     def __call__(
         self,
