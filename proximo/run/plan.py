@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -96,6 +96,17 @@ class Rating(Protocol):
         ...
 
     def row(self) -> dict[str, Any]: ...
+
+
+class Bookkeeper(Protocol):
+    """Keeps account of how far a run's policy goes."""
+
+    drift: Tensor
+
+    @property
+    def strayed(self) -> bool: ...
+    def state_tensors(self) -> dict[str, Tensor]: ...
+    def settle(self, batch: Batch, live: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> dict[str, Any]: ...
 
 
 class Watching(Protocol):

@@ -15,8 +15,7 @@ from proximo.policy import Learner
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Acting, Agent
 from proximo.run.config import Resolved
-from proximo.run.ledger import Ledger
-from proximo.run.plan import Judge, Plan, Rating, Source, Watching, rounded, with_deviation
+from proximo.run.plan import Bookkeeper, Judge, Plan, Rating, Source, Watching, rounded, with_deviation
 from proximo.sources.envs import EnvSource
 from proximo.sources.tensors import TensorSource
 from proximo.state import live_tensors, restore
@@ -36,7 +35,7 @@ class Run(Generic[P, A, S]):
     algorithm: Algorithm
     source: S
     judge: Judge | None  # evaluates the policy as it is; None where nothing is at hand to try it on
-    ledger: Ledger | None = None  # of drift, where the run asks for one
+    ledger: Bookkeeper | None = None  # of drift, where the run asks for one
     watch: Watching | None = None  # tells what is amiss, where somebody watches
     step: int = 0
     update: int = 0

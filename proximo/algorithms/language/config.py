@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.coefficients import linear
+from proximo.errors import ConfigError
 from proximo.models.language.rows import together
 from proximo.objectives import Term
 from proximo.policy import Policy
@@ -68,3 +70,9 @@ class Learning:
         passes = self.epochs, self.minibatches, self.max_grad_norm
         micro = self.micro_batch or together(batch, getattr(policy, "vocabulary", 1))
         return {**sgd(policy, optimizer, objective, batch, *passes, micro=micro), "lr": lr}
+
+
+def must_weigh_tokens(config: Any) -> None:
+    """ConfigError where a correction of tokens is asked of an algorithm whose ratio is that of a sequence."""
+    if config.importance_cap is not None:
+        raise ConfigError("importance_cap weighs tokens, and here a sequence has one ratio: leave it out")

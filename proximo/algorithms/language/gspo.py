@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from proximo.algorithms.language.online import Grouped, must_weigh_tokens
+from proximo.algorithms.language.config import must_weigh_tokens
+from proximo.algorithms.language.online import Grouped
 from proximo.batch import Batch
 from proximo.groups import group_relative
 from proximo.policy import Policy

@@ -37,12 +37,6 @@ class Online(Learning):
         return sampled_elsewhere(batch, self.importance_cap, self.importance_low) if self.importance_cap else batch
 
 
-def must_weigh_tokens(config: Online) -> None:
-    """ConfigError where a correction of tokens is asked of an algorithm whose ratio is that of a sequence."""
-    if config.importance_cap is not None:
-        raise ConfigError("importance_cap weighs tokens, and here a sequence has one ratio: leave it out")
-
-
 @dataclass(frozen=True)
 class Referred(Online):
     """Staying near a frozen reference."""

@@ -7,7 +7,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from proximo.algorithms.language.online import Grouped, must_weigh_tokens
+from proximo.algorithms.language.config import must_weigh_tokens
+from proximo.algorithms.language.online import Grouped
 from proximo.batch import Batch
 from proximo.groups import leave_one_out
 from proximo.policy import Policy

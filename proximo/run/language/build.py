@@ -9,28 +9,22 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from torch import Tensor
 
 from proximo import ranks
 from proximo.algorithms.language import language_algorithm
-from proximo.batch import Batch
-from proximo.drift import Distances, Tensors
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.language.build import CriticKind, language_policy
 from proximo.models.language.build import reward_model as fresh_reward_model
 from proximo.models.language.hub import digest_of, folder_of, must_be_model
-from proximo.models.language.policy import in_pieces
 from proximo.models.language.reward import RewardModel
-from proximo.reduce import masked_mean
-from proximo.reference import sequence_kl
 from proximo.rewards import Reward, Weighted, missing_eos, must_have_columns, named
 from proximo.run import checkpoint, folder
+from proximo.run.language.drift import ledger_of
 from proximo.run.language.judge import completing, preferring, reading
 from proximo.run.language.material import Material, Say, Words, material, words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun
 from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.run.language.watch import Watch
-from proximo.run.ledger import Exact, Ledger, Measure
 from proximo.run.plan import Judge
 from proximo.run.run import Run, load_policy
 from proximo.sources.generation import Generator, generator_named
@@ -73,9 +67,7 @@ def build(plan: LanguagePlan, data: Any, given: Given, say: Say, all_held: bool 
     generator = given.generator or generator_named(plan.run.generator, plan.run.precision)
     speaker = Speaker(policy, words, generator, found.held[: plan.run.eval_prompts])
     source, judge = source_of(plan, kind, policy, speaker, found, given)
-    kl = estimated(plan.run.at_once)
-    ledger = Ledger(policy, plan.run, walked(kl), {}, kl) if plan.run.measures_drift else None
-    return Run(Path(), plan, speaker, algorithm, source, judge, ledger, Watch(plan.run))
+    return Run(Path(), plan, speaker, algorithm, source, judge, ledger_of(plan, policy), Watch(plan.run))
 
 
 def resolved(plan: LanguagePlan) -> LanguagePlan:
@@ -89,7 +81,7 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     if compares and group == 1:
         raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
     algorithm, longest = plan.algorithm, run.max_tokens
-    if longest is None and language_algorithm(plan.algo).learns_from == "completions":
+    if longest is None and plan.samples:
         longest = SAMPLED
     if getattr(algorithm, "max_length", 0) is None:
         algorithm = replace(algorithm, max_length=longest)
@@ -246,28 +238,3 @@ def reward_model(path: Path, device: str = "cpu") -> tuple[RewardModel, Words]:
     model = policy_of(replace(plan, run=replace(plan.run, device=device)), base)
     load_policy(model, checkpoint.latest(path, lambda text: None))
     return model, words_of(base)
-
-
-def estimated(at_once: int | None) -> Exact:
-    """Measures KL(old ‖ now) a token, nats, estimated from what was sampled: no more of the old policy is kept."""
-
-    def kl(policy: Any, before: Tensors, batch: Batch) -> float:
-        def of(part: Batch) -> Tensor:
-            return part.old.kl(policy.evaluate(part).distribution)
-
-        return masked_mean(in_pieces(batch, at_once, of, policy.vocabulary), batch.mask).item()
-
-    return kl
-
-
-def walked(kl: Exact) -> Measure:
-    """Measures for the ledger, nats: KL(old ‖ now) a token; and KL(old ‖ reference) a sequence, of what sampled."""
-
-    def made(policy: Any, reference: Tensors, example: Batch) -> Distances:
-        def measured(batch: Batch) -> tuple[float, float]:
-            drift = sequence_kl(batch).mean().item() if "ref_logp" in vars(batch) else 0.0
-            return kl(policy, reference, batch), drift
-
-        return measured
-
-    return made

@@ -125,10 +125,6 @@ def must_be_asked_alike(ours: LanguageTrain, theirs: LanguageTrain) -> None:
         raise ConfigError(f"the two models are not asked the same: {words}: take shorter prompts (--data)")
 
 
-def learns_from_itself(plan: LanguagePlan) -> bool:
-    return language_algorithm(plan.algo).learns_from == "completions"
-
-
 def judged_by(plan: LanguagePlan, rewards: tuple[str, ...], reward_model: str | Path | None, own: bool) -> LanguagePlan:
     """The plan of a run that completes prompts, to be judged by these rewards in place of its own."""
     if plan.algo == "reward":
@@ -136,7 +132,7 @@ def judged_by(plan: LanguagePlan, rewards: tuple[str, ...], reward_model: str | 
     run = replace(plan.run, rewards=rewards, reward_model=reward_model and str(reward_model), missing_eos=None)
     yours = tuple(name for name in plan.yours if name != "reward") + (("reward",) if own else ())
     plan = replace(plan, run=run, judge="", yours=yours)
-    if not learns_from_itself(plan):  # completes prompts as a run of RLOO's would, beside the model it began with
+    if not plan.samples:  # completes prompts as a run of RLOO's would, beside the model it began with
         run = replace(run, pack=None, whole_text=False, max_tokens=run.max_tokens or SAMPLED)
         plan = replace(plan, algo="rloo", algorithm=language_algorithm("rloo").Config(), run=run, examples="")
     return plan

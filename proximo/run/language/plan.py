@@ -142,7 +142,7 @@ class LanguageRun:
 
     @property
     def measures_drift(self) -> bool:
-        """Whether updates are held to a bound, and drift.jsonl written."""
+        """Whether updates are measured, and held to a bound."""
         return self.max_kl is not None or self.stop_drift is not None
 
 
@@ -160,6 +160,11 @@ class LanguagePlan:
     judge: str = ""  # digest of the reward model
     conversation: bool = False  # whether prompts are messages, which the chat template writes
     yours: tuple[str, ...] = ()  # what came from Python: some of PYTHON
+
+    @property
+    def samples(self) -> bool:
+        """Whether it learns from completions of its own."""
+        return language_algorithm(self.algo).learns_from == "completions"
 
     @property
     def title(self) -> str:

@@ -105,8 +105,10 @@ def resume(
     plan = plan_of(path)
     mine = Given(reward, gold, generator)
     must_have(plan, "resume", data=data, **mine._asdict())
-    if stop_drift is not None and not plan.run.measures_drift:
-        raise ConfigError(f"{path} was begun without max_kl or stop_drift: its drift is not known")
+    if stop_drift is not None and not (
+        plan.run.measures_drift or (plan.samples and "ref_logp" in plan.algorithm.needs)
+    ):
+        raise ConfigError(f"{path} was begun without a reference: how far it is from that is not known")
     asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
     with computing(plan.run):
