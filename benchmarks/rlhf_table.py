@@ -17,6 +17,9 @@ ABOUT = {
 }
 
 
+ALARMS = {"gold falls, proxy rises": "C3", "KL": "C5"}  # colours
+
+
 def steps_of(rows: list[Row], seed: int) -> dict[str, Row]:
     return {row["step"]: row for row in rows if row["seed"] == seed}
 
@@ -25,27 +28,55 @@ def seeds_of(rows: list[Row]) -> list[int]:
     return sorted({row["seed"] for row in rows})
 
 
+def pooled(rows: list[Row]) -> dict[str, Row]:
+    """Every step's row over all seeds: means, of what a policy is worth with their standard errors."""
+    found: dict[str, Row] = {}
+    for step in dict.fromkeys(row["step"] for row in rows):
+        some = [row for row in rows if row["step"] == step]
+        found[step] = some[0] | averaged(some)
+        if "curve" in some[0]:
+            found[step]["curve"] = [averaged(list(points)) for points in zip(*(r["curve"] for r in some), strict=True)]
+        found[step]["alarms"] = [alarm for row in some for alarm in first_of_each(row.get("alarms", []))]
+    return found
+
+
+def averaged(some: list[Row]) -> Row:
+    """The mean of every number; the standard error of gold, proxy and KL over seeds, or of one seed its own."""
+    numbers = {name: [each[name] for each in some] for name, x in some[0].items() if is_number(x)}
+    row: Row = {name: x[0] if len({*x}) == 1 else float(np.mean(x)) for name, x in numbers.items()}
+    for name in {"gold", "proxy", "kl"} & row.keys() if len(some) > 1 else ():
+        row[f"{name}_error"] = float(np.std([each[name] for each in some], ddof=1) / math.sqrt(len(some)))
+        row[f"{name}_band"] = [min(each[name] for each in some), max(each[name] for each in some)]
+    return row
+
+
+def is_number(x: Any) -> bool:
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
 def table(rows: list[Row]) -> str:
     """rlhf.md."""
+    count = len(seeds_of(rows))
+    every = f"{count} seeds" + (", a pilot" if count < 10 else "") if count > 1 else "one seed, a pilot"
     lines = [
         "# The whole RLHF pipeline, and over-optimisation",
         "",
         "A small Llama learns the sentences of Python's documentation (`pydoc_data.topics`). A hidden gold reward",
         "prefers some of its completions to others; a reward model learns from those pairs, and is the proxy that PPO",
         "and best-of-n optimise; DPO learns from the pairs. Gold and proxy are in standard deviations of SFT's own",
-        "completions, from their mean; KL is that of whole completions from SFT, nats; ± is one standard error.",
-    ]
-    for seed in seeds_of(rows):
-        found = steps_of(rows, seed)
-        lines += ["", f"## Seed {seed}", "", *told(found), "", *compared(found)]
-    lines += [
+        f"completions, from their mean; KL is that of whole completions from SFT, nats. Means over {every}; ± is one",
+        f"standard error over {'seeds' if count > 1 else 'prompts'}.",
+        "",
+        *compared(pooled(rows)),
         "",
         "Best of n: KL = log n − (n − 1) / n. PPO “on the way” is the run with the small β as it passed the KL of",
         "another policy; all others completed sentences that nobody learned from.",
         "",
     ]
     lines += ["![gold, proxy and KL over training](rlhf-training.png)", "", "![gold against KL](rlhf-kl.png)", ""]
-    lines += ["One seed is a pilot. Each step's settings are in rlhf.json. The command:", ""]
+    for seed in seeds_of(rows):
+        lines += [f"## Seed {seed}", "", *told(steps_of(rows, seed)), ""]
+    lines += ["Each step's settings are in rlhf.json. The command:", ""]
     lines += [f"    {command}" for command in sorted({row["command"] for row in rows})] + [""]
     for described in sorted({json.dumps([row["machine"], row["versions"], row["settings"]["text"]]) for row in rows}):
         where, what, text = json.loads(described)
@@ -123,15 +154,14 @@ def near(curve: list[Row], kl: float) -> Row:
 
 
 def draw(rows: list[Row], out: Path) -> None:
-    """rlhf-training.png and rlhf-kl.png, of the first seed."""
-    seeds = seeds_of(rows)
-    if seeds and "ppo loose" in (found := steps_of(rows, seeds[0])):
+    """rlhf-training.png and rlhf-kl.png: means over the seeds, and a band from the least to the most of them."""
+    if "ppo loose" in (found := pooled(rows)):
         draw_training(found, out / "rlhf-training.png")
         draw_kl(found, out / "rlhf-kl.png")
 
 
 def draw_training(found: dict[str, Row], out: Path) -> None:
-    """Gold and proxy, and KL, of both runs of PPO over updates; a dashed line is the alarm."""
+    """Gold and proxy, and KL, of both runs of PPO over updates; a dashed line is the first alarm of a seed."""
     from matplotlib.figure import Figure
 
     names = [name for name in ("ppo loose", "ppo led") if name in found]
@@ -140,12 +170,21 @@ def draw_training(found: dict[str, Row], out: Path) -> None:
     for name, (upper, lower) in zip(names, panels.T, strict=True):
         curve = found[name]["curve"]
         updates = column(curve, "step")
-        for what, colour in (("proxy", "C0"), ("gold", "C1")):
-            upper.plot(updates, column(curve, what), ".-", color=colour, label=what)
-        lower.plot(updates, column(curve, "kl"), ".-", color="C2", label="KL from SFT")
-        for each in first_of_each(found[name]["alarms"]):
-            upper.axvline(each["step"], color="C3", linestyle="--", linewidth=1, label=f"alarm: {kind(each)}")
-            lower.axvline(each["step"], color="C3", linestyle="--", linewidth=1)
+        for axes, what, colour, label in (
+            (upper, "proxy", "C0", "proxy"),
+            (upper, "gold", "C1", "gold"),
+            (lower, "kl", "C2", "KL from SFT"),
+        ):
+            axes.plot(updates, column(curve, what), ".-", color=colour, label=label)
+            if f"{what}_band" in curve[0]:
+                low, high = np.array([row[f"{what}_band"] for row in curve]).T
+                axes.fill_between(updates, low, high, color=colour, alpha=0.15, linewidth=0)
+        said = set[str]()
+        for each in found[name]["alarms"]:
+            look: dict[str, Any] = dict(color=ALARMS.get(kind(each), "C4"), linestyle="--", linewidth=1)
+            upper.axvline(each["step"], label=None if kind(each) in said else f"alarm: {kind(each)}", **look)
+            lower.axvline(each["step"], **look)
+            said.add(kind(each))
         beta = found[name]["settings"]["run"]["beta"]
         upper.set_title(f"{ABOUT[name]} ({'from ' if name == 'ppo led' else ''}{beta:g})", fontsize=10)
         lower.set_xlabel("updates")
