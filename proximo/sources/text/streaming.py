@@ -101,8 +101,8 @@ def _lines(name: str, path: Path) -> tuple[Table, str]:
         return found
 
     size = len(begins)
-    places = Lazy(size, lambda places: [f"{name}, line {numbers[i]}" for i in places])
-    return Table(Lazy(size, rows), places), hashed.hexdigest()
+    names = Lazy(size, lambda places: [f"{name}, line {numbers[i]}" for i in places])
+    return Table(Lazy(size, rows), names), hashed.hexdigest()
 
 
 def _mapped(name: str, found: Any) -> tuple[Table, str]:
@@ -113,8 +113,8 @@ def _mapped(name: str, found: Any) -> tuple[Table, str]:
         hashed.update(str(part.schema.remove_metadata()).encode())
         for batch in part.combine_chunks().to_batches():
             hashed.update(batch.serialize())
-    places = Lazy(len(found), lambda places: [f"{name}, row {i + 1}" for i in places])
-    return Table(Lazy(len(found), lambda places: found[places].to_pylist()), places), hashed.hexdigest()
+    names = Lazy(len(found), lambda places: [f"{name}, row {i + 1}" for i in places])
+    return Table(Lazy(len(found), lambda places: found[places].to_pylist()), names), hashed.hexdigest()
 
 
 def owners(table: Table, kind: str, rows: Sequence[np.ndarray]) -> list[np.ndarray]:
