@@ -60,8 +60,8 @@ def build(plan: LanguagePlan, data: Any, given: Given, say: Say, all_held: bool 
     if plan.run.shard and ranks.size() > 1:
         policy.shard()
     context = getattr(policy.model.config, "max_position_embeddings", None)
-    found = material(data, kind, words, plan.run, context, say, all_held)
-    found.must_fit(policy.model.get_input_embeddings().weight.shape[0], words)
+    vocabulary = policy.model.get_input_embeddings().weight.shape[0]
+    found = material(data, kind, words, plan.run, context, vocabulary, say, all_held)
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
     generator = given.generator or generator_named(plan.run.generator, plan.run.precision)
@@ -172,8 +172,7 @@ def source_of(
     loader = Loader(found.learned, run.seed)
     if kind == "completions":
         sampling = Sampling(run.max_tokens or SAMPLED, run.temperature, eos=(words.eos,), pad=words.pad)
-        columns = {name for each in found.learned for name in each.columns}
-        worth, gold = reward_of(run, words, given.reward, columns), gold_of(run, given.gold, columns)
+        worth, gold = reward_of(run, words, given.reward, found.columns), gold_of(run, given.gold, found.columns)
         numbers = run.batch, run.group or 1, run.at_once, "sampler_logp" in plan.algorithm.needs, run.resample
         source = TokenSource(loader, speaker.generator, sampling, worth, words.decode, *numbers)
         return source, completing(source, policy, held, run.seed, gold)

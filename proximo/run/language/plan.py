@@ -74,6 +74,8 @@ class LanguageRun:
     """Learn from prompts too (SFT)."""
     pack: int | None = None
     """Put several texts into rows of so many tokens (SFT); None pads each to the longest."""
+    stream: bool = False
+    """Read and tokenise rows as they are drawn, for data larger than memory; what is wrong with one is told then."""
     seed: int = 0
     """Every random number follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -124,6 +126,8 @@ class LanguageRun:
         check(self, positive=tuple(given))
         if self.shard and self.max_kl is not None:
             raise ConfigError("max_kl is measured on whole weights: leave out shard, or max_kl")
+        if self.stream and self.too_long == "drop":
+            raise ConfigError("stream knows no row before it is drawn, and drops none: too_long is truncate, or error")
         if not 0 < self.held_out < 1:
             raise ConfigError(f"held_out is {self.held_out}: it must be a share between 0 and 1")
         for name, most in (("seed", 2**32 - 1), ("threads", MOST_THREADS), ("lora", MOST_RANK)):
@@ -156,7 +160,7 @@ class LanguagePlan:
     run: LanguageRun
     algorithm: Any
     weights: str = ""  # SHA-256 over the model's weights
-    examples: str = ""  # digest of the data set as tokens
+    examples: str = ""  # digest of the data set as tokens; of a streamed one as rows
     judge: str = ""  # digest of the reward model
     conversation: bool = False  # whether prompts are messages, which the chat template writes
     yours: tuple[str, ...] = ()  # what came from Python: some of PYTHON

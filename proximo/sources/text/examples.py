@@ -155,6 +155,8 @@ def limited(
     if prompts and too_long == "error":
         longest = max(len(each.prompt) for each in found)
         words = f"{prompts} {of} prompts are longer than {max_prompt} tokens (the longest has {longest})"
+        if len(found) == 1:
+            words = f"the prompt has {longest} tokens, more than {max_prompt}"
         raise ConfigError(f"{words}: drop them, truncate them from the left (too_long), or make room")
     if prompts:
         say(f"{prompts} {of} prompts are longer than {max_prompt} tokens: {'dropped' if drop else 'cut at the left'}")

@@ -15,7 +15,7 @@ All other columns travel along.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from proximo.errors import ConfigError, unknown
@@ -46,8 +46,7 @@ def texts(table: Table, kind: str, tokenizer: Any) -> list[Text]:
     forms = FORMATS[kind]
     found = list[Text]()
     for row, place in zip(table.rows, table.places, strict=True):
-        present = {name for name, value in row.items() if value is not None}
-        form = next((form for form in forms if present.issuperset(form)), None)
+        form = _form(row, forms)
         if form is None:
             wanted = ", or ".join(" + ".join(form) for form in forms)
             raise ConfigError(f"{place} has the columns {', '.join(map(str, row)) or 'none'}; {kind} need {wanted}")
@@ -61,6 +60,23 @@ def texts(table: Table, kind: str, tokenizer: Any) -> list[Text]:
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from None
     return found
+
+
+def _form(row: Row, forms: Iterable[tuple[str, ...]]) -> tuple[str, ...] | None:
+    """The first columns, of several, that a row has."""
+    present = {name for name, value in row.items() if value is not None}
+    return next((form for form in forms if present.issuperset(form)), None)
+
+
+def in_turns(row: Row, kind: str) -> bool:
+    """Whether a row is messages, of which every turn of the assistant is a text."""
+    return _form(row, FORMATS[kind]) == ("messages",)
+
+
+def count(row: Row, kind: str) -> int:
+    """How many texts `texts` makes of a row, where it raises nothing."""
+    turns = row["messages"] if in_turns(row, kind) and not isinstance(row["messages"], str) else ()
+    return max(1, sum(isinstance(turn, Mapping) and turn.get("role") == "assistant" for turn in turns))
 
 
 Parts = Iterator[tuple[str, tuple[str, ...], bool]]  # prompt, answers, whether a template rendered them

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from proximo.errors import CheckpointError, ConfigError
 from proximo.sources.text.reading import Table
+from proximo.sources.text.streaming import at
 
 T = TypeVar("T")
 ORDER, HELD = 101, 102  # independent streams of random numbers
@@ -38,12 +39,12 @@ class Loader(Generic[T]):
             raise CheckpointError(f"the place in the data, {place}, is none: there are {len(self.examples)} examples")
         drawn: list[T] = []
         while len(drawn) < count:
-            at = int(self.position)
-            places = self.order(int(self.epoch))[at : at + count - len(drawn)]
-            drawn += [self.examples[place] for place in places]
-            over = at + len(places) == len(self.examples)
+            begin = int(self.position)
+            places = self.order(int(self.epoch))[begin : begin + count - len(drawn)]
+            drawn += at(self.examples, places)
+            over = begin + len(places) == len(self.examples)
             self.epoch += over
-            self.position.fill_(0 if over else at + len(places))
+            self.position.fill_(0 if over else begin + len(places))
         return drawn
 
     def order(self, epoch: int) -> np.ndarray:
@@ -57,23 +58,25 @@ class Loader(Generic[T]):
 
 
 def held_out(table: Table, share: float, seed: int) -> tuple[Table, Table]:
-    """Rows to learn from, and a share of them that is not; both in order, chosen by (seed, number of rows) alone.
+    """Rows to learn from, and a share of them that is not; see `parted`."""
+    learned, held = parted(len(table.rows), share, seed)
+    return _some(table, learned), _some(table, held)
+
+
+def parted(rows: int, share: float, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Which rows to learn from, and a share of them that is not; both in order, chosen by (seed, rows) alone.
 
     Whole rows, so that no conversation is in both. Raises ConfigError where one of the two would have no rows.
     """
-    count = round(share * len(table.rows))
-    if not 0 < count < len(table.rows):
-        words = "some must be held out and some be learned from"
-        raise ConfigError(f"{share} of {len(table.rows)} rows are {count}: {words}")
-    order = permutation(len(table.rows), seed, HELD, 0)
-    return _some(table, order[count:]), _some(table, order[:count])
+    count = round(share * rows)
+    if not 0 < count < rows:
+        raise ConfigError(f"{share} of {rows} rows are {count}: some must be held out and some be learned from")
+    order = permutation(rows, seed, HELD, 0)
+    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def _some(table: Table, places: np.ndarray) -> Table:
-    """These rows, in the order of the table."""
-    order: list[int] = sorted(places.tolist())
-    names: list[str] = [table.places[i] for i in order]
-    return Table([table.rows[i] for i in order], names)
+    return Table(at(table.rows, places), at(table.places, places))
 
 
 def permutation(count: int, seed: int, stream: int, position: int) -> np.ndarray:

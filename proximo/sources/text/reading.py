@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from proximo.errors import ConfigError, MissingExtra
 
 Row = Mapping[str, Any]
-FILES = (".jsonl", ".ndjson", ".json", ".parquet")
+PARQUET = ".parquet"
+FILES = (".jsonl", ".ndjson", ".json", PARQUET)
 LONGEST = 4_000  # characters of a place
 MOST_FILES = 10_000  # in a folder and all within it
 SAVED = ("state.json", "dataset_dict.json")  # one of them lies in a folder that `Dataset.save_to_disk` wrote
@@ -35,23 +37,14 @@ def read(data: Any, split: str = "train", config: str | None = None) -> Table:
     Raises ConfigError for what is missing, malformed (with file and line) or empty; MissingExtra where the library that
     reads it is not installed.
     """
-    if isinstance(data, str | os.PathLike):
-        name = os.fspath(data)
-        rows, lines = _stored(name, split, config)
-    elif isinstance(data, Mapping):
-        if split not in data:
-            raise ConfigError(f"the data set has no split {split!r}; it has {', '.join(map(str, data))}")
-        return read(data[split])
-    elif hasattr(data, "column_names"):
-        if not hasattr(data, "__len__"):
-            raise ConfigError("a streamed data set has no length: give some of its rows, list(data.take(10_000))")
-        name, rows, lines = "the data set", data.to_list(), None
-    elif isinstance(data, Iterable):
-        name, rows, lines = "the data", list(data), None
+    name, found = located(data, split, config)
+    lines = None
+    if isinstance(found, Path):
+        with readable(name):
+            rows, lines = (_parquet(found), None) if found.suffix.lower() == PARQUET else _lines(found)
     else:
-        raise ConfigError(f"data is a {type(data).__name__}: give a path, a data set of `datasets` or a list of dicts")
-    if not rows:
-        raise ConfigError(f"{name} has no rows")
+        rows = found.to_list() if hasattr(found, "column_names") else list(found)
+    must_have_rows(name, rows)
     places = [f"{name}, line {i}" for i in lines] if lines else [f"{name}, row {i + 1}" for i in range(len(rows))]
     for row, place in zip(rows, places, strict=True):
         if not isinstance(row, Mapping):
@@ -59,40 +52,73 @@ def read(data: Any, split: str = "train", config: str | None = None) -> Table:
     return Table(rows, places)
 
 
-Stored = tuple[list[Row], list[int] | None]  # rows, and the lines they stand in
+def must_have_rows(name: str, rows: Sequence[Any]) -> None:
+    if not len(rows):
+        raise ConfigError(f"{name} has no rows")
 
 
-def _stored(place: str, split: str, config: str | None) -> Stored:
+def located(data: Any, split: str, config: str | None) -> tuple[str, Any]:
+    """A data set's name in errors, and where its rows are: a file's Path, a `datasets.Dataset`, or an iterable.
+
+    Raises what `read` does for what is none of them.
+    """
+    if isinstance(data, str | os.PathLike):
+        name = os.fspath(data)
+        return name, _stored(name, split, config)
+    if isinstance(data, Mapping):
+        if split not in data:
+            raise ConfigError(f"the data set has no split {split!r}; it has {', '.join(map(str, data))}")
+        return located(data[split], split, config)
+    if hasattr(data, "column_names"):
+        if not hasattr(data, "__len__"):
+            raise ConfigError("a streamed data set has no length: give some of its rows, list(data.take(10_000))")
+        return "the data set", data
+    if isinstance(data, Iterable):
+        return "the data", data
+    raise ConfigError(f"data is a {type(data).__name__}: give a path, a data set of `datasets` or a list of dicts")
+
+
+def _stored(place: str, split: str, config: str | None) -> Any:
     path = Path(place)
     if len(place) > LONGEST:
         raise ConfigError(f"there is no data set {place[:40]}…: no name has {len(place):,} characters")
     if path.suffix.lower() not in FILES:
-        return _by_library(place, split, config), None
+        return by_library(place, split, config)
     if not os.path.isfile(path):
         raise ConfigError(f"there is no file {place}")
+    return path
+
+
+@contextmanager
+def readable(place: str) -> Iterator[None]:
+    """A block that raises ConfigError where the file it reads cannot be read."""
     try:
-        return (_parquet(path), None) if path.suffix.lower() == ".parquet" else _lines(path)
+        yield
     except OSError as error:
         raise ConfigError(f"{place} cannot be read: {error.strerror or error}") from None
 
 
-def _lines(path: Path) -> Stored:
-    """One JSON object a line; empty lines are passed over."""
+def _lines(path: Path) -> tuple[list[Row], list[int]]:
+    """One JSON object a line, and the lines' numbers; empty ones are passed over."""
     rows, lines = list[Row](), list[int]()
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
-            if line.isspace():
-                continue
-            try:
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-            except (ValueError, RecursionError) as error:
-                raise ConfigError(f"{path}, line {number} is no JSON: {error}") from None
-            if not isinstance(row, dict):
-                words = 'expected one object a line, such as {"prompt": "…", "completion": "…"}'
-                raise ConfigError(f"{path}, line {number} is a {type(row).__name__}: {words}")
-            rows.append(row)
-            lines.append(number)
+            if not line.isspace():
+                rows.append(row_of(line, path, number))
+                lines.append(number)
     return rows, lines
+
+
+def row_of(line: bytes, path: Path, number: int) -> Row:
+    """What a line of JSON says; ConfigError that names it where it is no object."""
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}, line {number} is no JSON: {error}") from None
+    if not isinstance(row, dict):
+        words = 'expected one object a line, such as {"prompt": "…", "completion": "…"}'
+        raise ConfigError(f"{path}, line {number} is a {type(row).__name__}: {words}")
+    return row
 
 
 def _parquet(path: Path) -> list[Row]:
@@ -106,18 +132,21 @@ def _parquet(path: Path) -> list[Row]:
         raise ConfigError(f"{path} is no parquet file: {_first_line(error)}") from None
 
 
-def _by_library(place: str, split: str, config: str | None) -> list[Row]:
-    """What `datasets` finds: a folder that it saved, a folder of data files, or a data set of the hub."""
+def by_library(place: str, split: str, config: str | None) -> Any:
+    """What `datasets` finds: a folder that it saved, a folder of data files, a data set of the hub, a parquet file."""
     try:
         import datasets
+        import pyarrow.parquet as parquet
     except ImportError:
         raise _missing(place) from None
     try:
+        if Path(place).suffix.lower() == PARQUET:
+            parquet.read_schema(place)  # `datasets` would log what it is not
+            return datasets.Dataset.from_parquet(place)
         must_be_small(place)
         if any((Path(place) / name).is_file() for name in SAVED):
-            found: Any = datasets.load_from_disk(place)
-            return list(read(found, split).rows)
-        return datasets.load_dataset(place, config, split=split).to_list()
+            return located(datasets.load_from_disk(place), split, None)[1]
+        return datasets.load_dataset(place, config, split=split)
     except ConfigError:
         raise
     except Exception as error:  # of any kind: of the hub, of the network, of a file's format
