@@ -31,13 +31,14 @@ PROMPTS, ANSWERS = 4_000, 12  # of a data set; tokens of an answer at most, EOS 
 SHAPE: dict[str, Any] = dict(hidden_size=64, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4)
 IMITATE: dict[str, Any] = dict(lr=2e-3, batch=64)
 UPDATES = {"sort": 150, "reverse": 350, "add": 700}  # of imitation: right about every other time
-COMMON: dict[str, Any] = dict(steps=150, batch=16, max_tokens=ANSWERS, eval_every=10, eval_prompts=200, anneal_lr=False)
-GROUPS: dict[str, Any] = dict(group=8, lr=3e-4)
+COMMON: dict[str, Any] = dict(
+    steps=100, batch=64, group=8, max_tokens=ANSWERS, lr=3e-4, epochs=2, eval_every=10, eval_prompts=200
+)
 ALGOS: dict[str, dict[str, Any]] = {
-    "ppo": dict(group=8, lr=3e-4, beta=0.01, value_coef=0.5, minibatches=1, epochs=4),
-    "grpo": GROUPS | dict(beta=0.0, epochs=2),
-    "rloo": GROUPS | dict(beta=0.0, epochs=2),
-    "asymmetric_ppo": dict(group=8, lr=3e-4, beta=0.01, value_coef=0.5, epochs=4),
+    "ppo": dict(beta=0.01, value_coef=0.5, minibatches=1),
+    "grpo": dict(beta=0.0),
+    "rloo": dict(beta=0.0),
+    "asymmetric_ppo": dict(beta=0.01, value_coef=0.5),
 }
 
 
