@@ -14,7 +14,7 @@ from proximo.errors import ConfigError, unknown
 from proximo.run import folder
 from proximo.run.language import chatting, session
 from proximo.run.language.build import LanguageTrain
-from proximo.run.language.plan import LanguagePlan, LanguageRun
+from proximo.run.language.plan import LanguagePlan, LanguageRun, known, must_be_setting
 
 ABOUT = "Train language models: supervised, on preferences, on rewards. Ask and judge them."
 Dir = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
@@ -118,8 +118,13 @@ def resume(path: Path, steps: int | None, stop_drift: float | None, quiet: bool)
 
 
 def must_be_known(argv: list[str]) -> None:
-    """UnknownName for an algorithm that is not there, before a parser says it at length."""
+    """UnknownName for an algorithm or a flag that is not there, before a parser says it at length."""
     if argv and not argv[0].startswith("-") and argv[0] not in (*LANGUAGE, "chat", "eval"):
         raise unknown("language algorithm", argv[0], (*LANGUAGE, "chat", "eval"))
+    if argv and argv[0] in LANGUAGE:
+        settings = (*known(argv[0]), "model", "data", "out", "quiet", "help")
+        for name in (word[2:].partition("=")[0].replace("-", "_") for word in argv if word.startswith("--")):
+            if name.removeprefix("no_") not in settings:
+                must_be_setting(name, settings)
     if not argv:
         raise ConfigError(f"which? proximo language {'|'.join((*LANGUAGE, 'chat', 'eval'))} (--help tells more)")

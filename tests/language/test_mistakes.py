@@ -170,6 +170,12 @@ def test_names_that_nobody_knows(complaint: Complaint, said: Said) -> None:
         language.train("m", [], "grpoo")
 
 
+def test_flags_that_nobody_knows(said: Said) -> None:
+    assert "'num_generations': it is called group here" in said("grpo", *MATCH, "--num-generations", 3)
+    assert "did you mean max_tokens" in said("sft", "--max-token=3")
+    assert "unknown setting 'group_size'" in said("grpo", *MATCH, "--group-size", 3)
+
+
 def test_rewards_where_none_belong_and_none_where_one_does(said: Said, model: Path, tmp_path: Path) -> None:
     for algo in ("sft", "dpo", "reward"):
         assert f"{algo} learns from a data set and takes no reward" in said(algo, *MATCH)

@@ -265,6 +265,13 @@ def test_where_messages_were_learned_chat_speaks_by_the_template(model: Path, tm
     assert not texts.config.conversation
 
 
+def test_packed_texts_are_evaluated_one_by_one(train: Train, tmp_path: Path) -> None:
+    packed, plain = (train("sft", tmp_path / str(pack), steps=1, lr=1e-9, pack=pack) for pack in (24, None))
+    assert packed.score is not None
+    assert plain.score is not None
+    assert packed.score.returns == pytest.approx(plain.score.returns, abs=1e-5)
+
+
 def test_chat_remembers_the_conversation(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

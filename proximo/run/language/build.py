@@ -181,7 +181,8 @@ def source_of(
     rows = as_pairs(words.pad) if kind == "pairs" else as_texts(words.pad, run.pack)
     source = TextSource(loader, rows, run.batch, "ref_logp" in plan.algorithm.needs, run.at_once)
     if kind == "texts":
-        return source, reading(source, policy, held)
+        alone = TextSource(loader, as_texts(words.pad), run.batch, at_once=run.at_once)
+        return source, reading(alone, policy, held)
     return source, preferring(source, policy, held, getattr(plan.algorithm, "beta", None))
 
 

@@ -74,7 +74,10 @@ def completing(
 
 
 def reading(source: TextSource, policy: Any, examples: Sequence[Example]) -> Judge:
-    """How likely held-out texts are: mean log-probability a token of each, and the perplexity over all tokens."""
+    """How likely held-out texts are: mean log-probability a token of each, and the perplexity over all tokens.
+
+    The `source` lays a text in a lane of its own.
+    """
 
     def judge(stop: Callable[[], bool]) -> LanguageScore | None:
         def of(part: Batch) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -203,15 +204,21 @@ def planned(algo: str, model: str, data: str, settings: dict[str, Any], yours: t
     """Sort flat settings into the dataclasses that own them; UnknownName for one that nobody owns."""
     owners = known(algo)
     for name in settings:
-        if name not in owners:
-            if name in ELSEWHERE:
-                raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
-            raise unknown("setting", name, owners)
+        must_be_setting(name, owners)
     run, algorithm = (
         built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
         for owner in (LanguageRun, language_algorithm(algo).Config)
     )
     return LanguagePlan(algo, model, data, run, algorithm, yours=yours)
+
+
+def must_be_setting(name: str, settings: Collection[str]) -> None:
+    """UnknownName, with what is meant, for a name that is none of these settings."""
+    if name in settings:
+        return
+    if name in ELSEWHERE:
+        raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
+    raise unknown("setting", name, settings)
 
 
 def known(algo: str) -> dict[str, type]:
