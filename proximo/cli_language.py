@@ -72,6 +72,7 @@ def eval_(
     temperature: float | None = None,
     rewards: tuple[str, ...] = (),
     reward_model: str | None = None,
+    max_tokens: int | None = None,
     json: tyro.conf.FlagCreatePairsOff[bool] = False,
 ) -> None:
     """Complete prompts with a run's newest good checkpoint: reward, KL to the reference, length, and who wins.
@@ -87,9 +88,10 @@ def eval_(
         temperature: in place of the run's; 0 takes the most likely token each time.
         rewards: who judges, in place of the run's own reward: built-in rewards by name.
         reward_model: who judges: a trained reward model, the folder of its run.
+        max_tokens: longest completion, in place of the run's.
         json: print one JSON object.
     """
-    found = chatting.evaluated(dir, data, prompts, against, temperature, None, rewards, reward_model)
+    found = chatting.evaluated(dir, data, prompts, against, temperature, None, rewards, reward_model, max_tokens)
     print(dumps(found.row()) if json else "\n".join(found.summary()))
 
 

@@ -93,6 +93,7 @@ def unknown(kind: str, name: str, known: Iterable[str], hint: str = "") -> Unkno
     """An error that names the closest known names (or, where few, all of them); `hint` says what else helps."""
     known = sorted(known)
     close = difflib.get_close_matches(name[:LONGEST], known, n=3, cutoff=0.5)
+    close = close or difflib.get_close_matches(name[:LONGEST].lower(), known, n=3, cutoff=0.5)
     if close:
         advice = f"did you mean {' or '.join(close)}?{hint and f' ({hint})'}"
     elif len(known) <= 40:

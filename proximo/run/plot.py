@@ -75,7 +75,10 @@ def plot_drift(folders: Sequence[Path], out: Path) -> None:
         for axes, limit in ((upper, config.run.max_kl), (lower, config.run.stop_drift)):
             if limit is not None:
                 axes.axhline(limit, linestyle="--", linewidth=1, **look)
-    upper.set_yscale("log", nonpositive="mask")
+    if all(row["kl"] is None for rows in ledgers.values() for row in rows):
+        upper.text(0.5, 0.5, "not measured: train with --max-kl", ha="center", transform=upper.transAxes)
+    else:
+        upper.set_yscale("log", nonpositive="mask")
     upper.set_title("each update   (points: as asked, where the bound cut it; dashed: limits)", fontsize=10)
     lower.set_title("drift from the first policy, or from the reference that was named", fontsize=10)
     along(upper, "", "KL(old ‖ new), nats")

@@ -125,6 +125,8 @@ def must_be_whole(made: Completions, sampling: Sampling, lanes: int) -> None:
 
     Advantages pass nothing on over a dead row, so that what came before a gap would not be learned for what follows.
     """
+    if not isinstance(made, Completions):
+        raise GenerationError(f"the generator gave a {type(made).__name__}, not Completions (sources/generation.py)")
     wanted = sampling.max_tokens, lanes
     for name, x in made._asdict().items():
         if tuple(x.shape) != wanted:

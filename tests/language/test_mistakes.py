@@ -14,7 +14,15 @@ import torch
 
 from proximo import language
 from proximo.algorithms.language.grpo import GRPO
-from proximo.errors import CheckpointError, ConfigError, OutOfMemory, RewardError, RunFolderError, memory_told
+from proximo.errors import (
+    CheckpointError,
+    ConfigError,
+    GenerationError,
+    OutOfMemory,
+    RewardError,
+    RunFolderError,
+    memory_told,
+)
 from proximo.run.checkpoint import all_of
 from tests.conftest import Complaint
 from tests.language import tiny
@@ -166,8 +174,21 @@ def test_names_that_nobody_knows(complaint: Complaint, said: Said) -> None:
         language.train("m", [], "ppo", learning_rate=1e-3)
     with pytest.raises(ConfigError, match="did you mean max_tokens"):
         language.train("m", [], "ppo", max_token=3)
-    with pytest.raises(ConfigError, match="did you mean grpo"):
-        language.train("m", [], "grpoo")
+    for name in ("grpoo", "GRPO"):
+        with pytest.raises(ConfigError, match="did you mean grpo"):
+            language.train("m", [], name)
+
+
+def test_functions_that_are_none(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"reward is a str, not a function; built-in ones by name: rewards=\(…,\)"):
+        language.train(model, rows(), "grpo", reward="exact_match", out=tmp_path / "run")  # type: ignore[arg-type]
+    wrong: Any = lambda *request: "hello"  # noqa: E731
+    with pytest.raises(GenerationError, match="gave a str, not Completions"):
+        language.train(model, rows(), "grpo", reward=letters, generator=wrong, out=tmp_path / "run", **ONE)
+
+
+def test_a_model_is_no_run(complaint: Complaint, model: Path) -> None:
+    assert "is a model, not a run's folder" in complaint("language", "chat", model, "--prompt", "a")
 
 
 def test_flags_that_nobody_knows(said: Said) -> None:

@@ -18,6 +18,7 @@ from proximo.errors import ConfigError, MissingExtra
 NEEDED = (5, 3)  # before it a model's config.json could run code (CVE-2026-4372)
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
 LONGEST_ID = 200  # characters
+REASON = 160  # characters of why the hub gave nothing
 SAID = 240  # characters of what transformers says of a folder, which may be all classes that it knows
 NEW = ("critic", "head", "gain", "bias")  # what policies and reward models add to a model
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -51,7 +52,8 @@ def folder_of(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=WANTED))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        raise ConfigError(f"model {name} is no folder here, and the hub gave none: {error}") from None
+        why = str(error).strip().split("\n")[0][:REASON]
+        raise ConfigError(f"model {name} is no folder here, and the hub gave none: {why}") from None
 
 
 def digest_of(path: Path) -> str:

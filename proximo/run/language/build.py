@@ -17,12 +17,12 @@ from proximo.models.language.build import CriticKind, language_policy
 from proximo.models.language.build import reward_model as fresh_reward_model
 from proximo.models.language.hub import digest_of, folder_of, must_be_model
 from proximo.models.language.reward import RewardModel
-from proximo.rewards import Reward, Weighted, missing_eos, must_have_columns, named
+from proximo.rewards import Reward, Weighted, missing_eos, must_have_columns, name_of, named
 from proximo.run import checkpoint, folder
 from proximo.run.language.drift import ledger_of
 from proximo.run.language.judge import completing, preferring, reading
 from proximo.run.language.material import Material, Say, Words, material, words_of
-from proximo.run.language.plan import LanguagePlan, LanguageRun
+from proximo.run.language.plan import SAMPLED, LanguagePlan, LanguageRun
 from proximo.run.language.speaker import ModelReward, Speaker
 from proximo.run.language.watch import Watch
 from proximo.run.plan import Judge
@@ -34,7 +34,6 @@ from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import ALWAYS, TokenSource
 
 GROUP = 8  # completions of a prompt that are compared
-SAMPLED = 128  # tokens of a completion at most, where nothing else is asked for
 
 
 class Given(NamedTuple):
@@ -60,12 +59,13 @@ def build(plan: LanguagePlan, data: Any, given: Given, say: Say, all_held: bool 
     if plan.run.shard and ranks.size() > 1:
         policy.shard()
     context = getattr(policy.model.config, "max_position_embeddings", None)
+    plan = sized(plan, context)
     vocabulary = policy.model.get_input_embeddings().weight.shape[0]
     found = material(data, kind, words, plan.run, context, vocabulary, say, all_held)
     plan = identified(plan, path, found)
     algorithm = language_algorithm(plan.algo)(policy, plan.algorithm)
     generator = given.generator or generator_named(plan.run.generator, plan.run.precision)
-    speaker = Speaker(policy, words, generator, found.held[: plan.run.eval_prompts])
+    speaker = Speaker(policy, words, generator, plan.run.max_tokens, found.held[: plan.run.eval_prompts])
     source, judge = source_of(plan, kind, policy, speaker, found, given)
     return Run(Path(), plan, speaker, algorithm, source, judge, ledger_of(plan, policy), Watch(plan.run))
 
@@ -80,16 +80,21 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     group = run.group or (GROUP if compares else 1)
     if compares and group == 1:
         raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
-    algorithm, longest = plan.algorithm, run.max_tokens
-    if longest is None and plan.samples:
-        longest = SAMPLED
-    if getattr(algorithm, "max_length", 0) is None:
-        algorithm = replace(algorithm, max_length=longest)
-    run = replace(run, device=device, group=group, threads=run.threads or ranks.cores(), max_tokens=longest)
+    run = replace(run, device=device, group=group, threads=run.threads or ranks.cores())
     run = replace(run, critic_model=found_from_anywhere(run.critic_model))
     run = replace(run, reward_model=found_from_anywhere(run.reward_model))
     model, data = found_from_anywhere(plan.model), found_from_anywhere(plan.data)
-    return replace(plan, model=model, data=data, run=run, algorithm=algorithm)
+    return replace(plan, model=model, data=data, run=run)
+
+
+def sized(plan: LanguagePlan, context: int | None) -> LanguagePlan:
+    """With the length of sampled completions decided: as is asked, else what a model's context has room for."""
+    run, algorithm = plan.run, plan.algorithm
+    if run.max_tokens is None and plan.samples:
+        run = replace(run, max_tokens=SAMPLED if context is None else min(SAMPLED, max(context // 2, 1)))
+    if getattr(algorithm, "max_length", 0) is None:
+        algorithm = replace(algorithm, max_length=run.max_tokens)
+    return replace(plan, run=run, algorithm=algorithm)
 
 
 S = TypeVar("S", str, str | None)
@@ -192,7 +197,7 @@ def reward_of(run: LanguageRun, words: Words, own: Reward | None, columns: Colle
     if run.reward_model is not None:
         parts["model"] = ModelReward(*reward_model(Path(run.reward_model), run.device), words.tokenizer), 1.0
     if own is not None:
-        parts["yours"] = own, 1.0
+        parts[name_of(own)] = own, 1.0
     if not parts:
         raise ConfigError("completions need a reward: --rewards exact_match, --reward-model DIR, or reward=… in Python")
     for name, (part, _) in parts.items():
@@ -203,7 +208,7 @@ def reward_of(run: LanguageRun, words: Words, own: Reward | None, columns: Colle
 
 def gold_of(run: LanguageRun, own: Reward | None, columns: Collection[str]) -> Reward | None:
     """What evaluations measure beside, if anything."""
-    parts = weighed(run.gold) | ({} if own is None else {"yours": (own, 1.0)})
+    parts = weighed(run.gold) | ({} if own is None else {name_of(own): (own, 1.0)})
     for name, (part, _) in parts.items():
         must_have_columns(part, {*columns, *ALWAYS}, name)
     return Weighted(parts) if parts else None

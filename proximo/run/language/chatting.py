@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import count
@@ -15,7 +16,7 @@ from proximo.algorithms.language import language_algorithm
 from proximo.errors import ConfigError
 from proximo.rewards import Reward
 from proximo.run import checkpoint
-from proximo.run.language.build import SAMPLED, Given, LanguageTrain, build
+from proximo.run.language.build import Given, LanguageTrain, build
 from proximo.run.language.judge import LanguageScore
 from proximo.run.language.plan import LanguagePlan
 from proximo.run.language.session import computing, load, must_have, plan_of
@@ -32,11 +33,13 @@ def chat(path: Path, prompt: str | None, max_tokens: int | None, temperature: fl
     Where the run learned from messages, a line is the user's turn of a conversation, by the chat template.
     """
     speaker, plan = load(path), plan_of(path)
-    talk, longest, seeds = list[Message](), max_tokens or plan.run.max_tokens or SAMPLED, count(seed)
+    talk, seeds = list[Message](), count(seed)
 
     def answer(line: str) -> str:
         talk.append({"role": "user", "content": line})
-        (text,) = speaker.complete([talk if plan.conversation else line], longest, temperature, next(seeds))
+        while len(talk) > 1 and speaker.room(len(speaker.tokens(talk))) < (max_tokens or speaker.longest or 1):
+            del talk[:2]  # the oldest turns, where the model's context has no room for all
+        (text,) = speaker.complete([talk if plan.conversation else line], max_tokens, temperature, next(seeds))
         talk.append({"role": "assistant", "content": text})
         return text
 
@@ -44,12 +47,16 @@ def chat(path: Path, prompt: str | None, max_tokens: int | None, temperature: fl
         print(answer(prompt))
         return
     while line := typed():
-        print(answer(line))
+        try:
+            print(answer(line))
+        except ConfigError as error:  # a line that is too long, say: the next one may be better
+            talk.clear()
+            print(f"proximo: {error}", file=sys.stderr)
 
 
 def typed() -> str:
     try:
-        return input("> ")
+        return input("> " if sys.stdin.isatty() else "")
     except EOFError:
         return ""
 
@@ -78,7 +85,7 @@ class Verdict:
 
 
 def evaluated(
-    path: Path,
+    path: str | Path,
     data: Any = None,
     prompts: int = 64,
     against: str | None = None,
@@ -86,6 +93,7 @@ def evaluated(
     reward: Reward | None = None,
     rewards: Sequence[str] = (),
     reward_model: str | Path | None = None,
+    max_tokens: int | None = None,
 ) -> Verdict:
     """Complete prompts (held-out ones of the run's data, or others) with the newest good checkpoint.
 
@@ -94,11 +102,13 @@ def evaluated(
     or `reward`, a function. Without one, a run that learned from a data set is judged by that: how likely it finds
     held-out texts, or whether it prefers what was chosen.
     """
+    path = Path(path)
     plan = plan_of(path)
     if rewards or reward_model or (reward is not None and "reward" not in plan.yours):
         plan = judged_by(plan, tuple(rewards), reward_model, reward is not None)
     must_have(plan, "evaluate", data=data, reward=reward)
-    run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature)
+    longest = max_tokens or plan.run.max_tokens
+    run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature, max_tokens=longest)
     own, given = plan.data if data is None else data, Given(reward)
     whole = data is not None and ("data" not in plan.yours or isinstance(data, str | Path))  # else it is its own
     if data is not None:
@@ -133,7 +143,7 @@ def judged_by(plan: LanguagePlan, rewards: tuple[str, ...], reward_model: str | 
     yours = tuple(name for name in plan.yours if name != "reward") + (("reward",) if own else ())
     plan = replace(plan, run=run, judge="", yours=yours)
     if not plan.samples:  # completes prompts as a run of RLOO's would, beside the model it began with
-        run = replace(run, pack=None, whole_text=False, max_tokens=run.max_tokens or SAMPLED)
+        run = replace(run, pack=None, whole_text=False)
         plan = replace(plan, algo="rloo", algorithm=language_algorithm("rloo").Config(), run=run, examples="")
     return plan
 

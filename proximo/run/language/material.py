@@ -122,7 +122,7 @@ def packable(found: list[Example], pack: int, too_long: TooLong, say: Say) -> li
     if count := len(found) - len(fitting):
         told = f"{count} of {len(found)} texts are longer than the rows of {pack} tokens that they are packed into"
         if too_long != "drop" or not fitting:
-            raise ConfigError(f"{told}: give a larger pack, limit max_tokens, or drop them (too_long)")
+            raise ConfigError(f"{told}: give a larger --pack, limit --max-tokens, or drop them (--too-long drop)")
         say(f"{told}: dropped")
     return fitting
 

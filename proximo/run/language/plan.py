@@ -23,6 +23,7 @@ RETURNS = {
     "pairs": "share of held-out pairs told apart",
 }
 READ = dict(algo=str, model=str, data=str, weights=str, examples=str, judge=str, conversation=bool)  # from config.json
+SAMPLED = 128  # tokens of a completion that is sampled, where nothing else is asked for
 MOST_TOGETHER = 2**26  # tokens of a collection's rows, however many are asked for
 MOST_RANK = 4_096  # of adapters; more than the width of most models
 ELSEWHERE = {
@@ -34,6 +35,8 @@ ELSEWHERE = {
     "max_prompt_length": "max_prompt",
     "gradient_checkpointing": "checkpointing",
     "lora_r": "lora",
+    "num_train_epochs": "steps, which are updates",
+    "reward_funcs": "reward (a function) or rewards (names)",
 }
 
 
@@ -52,7 +55,7 @@ class LanguageRun:
     max_prompt: int | None = None
     """Longest prompt, tokens; None takes what the model's context leaves."""
     max_tokens: int | None = None
-    """Longest completion, tokens; None: 128 where completions are sampled, else what the context leaves."""
+    """Longest completion, tokens; None: 128, or half the context, where they are sampled, else what it leaves."""
     too_long: Literal["error", "drop", "truncate"] = "error"
     """What becomes of a longer prompt; truncate cuts it from the left. Of texts longer than pack, drop drops them."""
     temperature: float = 1.0

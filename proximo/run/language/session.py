@@ -62,6 +62,14 @@ def train(
     named = isinstance(data, str | Path)
     if isinstance(generator, str):
         settings["generator"], generator = generator, None
+    for name, function in (("reward", reward), ("gold", gold), ("generator", generator)):
+        if function is not None and not callable(function):
+            advice = (
+                ""
+                if name == "generator"
+                else f"; built-in ones by name: {'rewards' if name == 'reward' else name}=(…,)"
+            )
+            raise ConfigError(f"{name} is a {type(function).__name__}, not a function{advice}")
     mine = Given(reward, gold, generator)
     own = {"data": not named, **{name: x is not None for name, x in mine._asdict().items()}}
     yours = tuple(name for name, given in own.items() if given)
@@ -178,7 +186,8 @@ def load(path: str | Path, say: Callable[[str], None] = lambda text: None) -> Sp
     with borrowed_generators():
         policy = policy_of(replace(plan, run=replace(plan.run, device="cpu", max_kl=None, stop_drift=None)), base)
     load_policy(policy, checkpoint.latest(path, say))
-    return Speaker(policy, words_of(base), generator_named(plan.run.generator, plan.run.precision))
+    generator = generator_named(plan.run.generator, plan.run.precision)
+    return Speaker(policy, words_of(base), generator, plan.run.max_tokens if plan.samples else None)
 
 
 def judge(path: str | Path, device: str = "cpu") -> Reward:
@@ -189,6 +198,8 @@ def judge(path: str | Path, device: str = "cpu") -> Reward:
 
 def plan_of(path: Path) -> LanguagePlan:
     """The plan of a run of a language model; RunFolderError for any other."""
+    if (path / "config.json").exists() and any(path.glob("*.safetensors")):
+        raise RunFolderError(f"{path} is a model, not a run's folder: runs are what `proximo language sft …` writes")
     plan = folder.read_plan(path)
     if not isinstance(plan, LanguagePlan):
         raise RunFolderError(f"{path} is a run in an environment, not one of a language model")

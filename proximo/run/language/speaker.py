@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ from proximo.models.language.policy import LanguagePolicy, in_pieces
 from proximo.models.language.reward import RewardModel
 from proximo.preferences import last_live
 from proximo.run.language.material import Words
+from proximo.run.language.plan import SAMPLED
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.sources.generation import Generator
 from proximo.sources.sampling import Sampling
@@ -25,33 +27,46 @@ class Speaker:
     """A policy with its words, and the examples that it did not learn from."""
 
     def __init__(
-        self, policy: LanguagePolicy, words: Words, generator: Generator, held: Sequence[Example] = ()
+        self,
+        policy: LanguagePolicy,
+        words: Words,
+        generator: Generator,
+        longest: int | None = None,
+        held: Sequence[Example] = (),
     ) -> None:
-        self.policy, self.words, self.generator, self.held = policy, words, generator, held
+        """`longest` is how long its completions were, in tokens, where it learned from some of its own."""
+        self.policy, self.words, self.generator, self.longest, self.held = policy, words, generator, longest, held
 
     def complete(
         self,
         prompts: Sequence[str | Sequence[Message]],
-        max_tokens: int = 128,
+        max_tokens: int | None = None,
         temperature: float = 1.0,
         seed: int = 0,
     ) -> list[str]:
         """A completion of each prompt; the most likely tokens where the temperature is 0. The seed decides.
 
-        A prompt is a text, or a conversation: messages, which the tokenizer's chat template writes.
+        A prompt is a text, or a conversation: messages, which the tokenizer's chat template writes. `max_tokens` is by
+        default as while it learned, or 128, and no more than the context leaves.
         """
-        sampling = Sampling(max_tokens, temperature, eos=(self.words.eos,), pad=self.words.pad)
         found = list[str]()
         with borrowed_generators():
             seed_all(seed)
             for i in range(0, len(prompts), TOGETHER):
                 tokens = [self.tokens(prompt) for prompt in prompts[i : i + TOGETHER]]
+                most = max_tokens or max(1, min(self.longest or SAMPLED, self.room(max(map(len, tokens)))))
+                sampling = Sampling(most, temperature, eos=(self.words.eos,), pad=self.words.pad)
                 rows = {name: x.to(self.policy.device) for name, x in left(tokens, self.words.pad).items()}
                 with self.policy.computing():
                     made = self.generator(self.policy.model, rows["token"], rows["live"], sampling)
                 lanes = zip(made.token.T, made.mask.T, strict=True)
                 found += [self.words.decode(token[live].tolist()) for token, live in lanes]
         return found
+
+    def room(self, prompt: int) -> int:
+        """Tokens that the model's context leaves after a prompt of so many."""
+        context = getattr(self.policy.model.config, "max_position_embeddings", None)
+        return sys.maxsize if context is None else context - prompt
 
     def tokens(self, prompt: str | Sequence[Message]) -> list[int]:
         """A prompt's token ids."""
@@ -73,15 +88,17 @@ class ModelReward:
 
     def __call__(
         self,
-        prompts: list[str],
-        completions: list[str],
-        prompt_ids: list[list[int]],
-        completion_ids: list[list[int]],
-        ended: list[bool],
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        prompt_ids: Sequence[Sequence[int]] = (),
+        completion_ids: Sequence[Sequence[int]] = (),
+        ended: Sequence[bool] = (),
         **columns: list[Any],
     ) -> list[float]:
-        asked = prompt_ids if self.same else [self.words.tokenizer(prompt)["input_ids"] for prompt in prompts]
-        answers = completion_ids if self.same else [self.answer(*one) for one in zip(completions, ended, strict=True)]
+        """The rewards; without `ended`, of completions that came to their end."""
+        ended, same = ended or [True] * len(prompts), self.same and prompt_ids and completion_ids
+        asked = prompt_ids if same else [self.words.tokenizer(prompt)["input_ids"] for prompt in prompts]
+        answers = completion_ids if same else [self.answer(*one) for one in zip(completions, ended, strict=True)]
         found = list[float]()
         for i in range(0, len(asked), TOGETHER):
             found += self.scores(asked[i : i + TOGETHER], answers[i : i + TOGETHER])

@@ -157,7 +157,7 @@ def limited(
         words = f"{prompts} {of} prompts are longer than {max_prompt} tokens (the longest has {longest})"
         if len(found) == 1:
             words = f"the prompt has {longest} tokens, more than {max_prompt}"
-        raise ConfigError(f"{words}: drop them, truncate them from the left (too_long), or make room")
+        raise ConfigError(f"{words}: drop them (--too-long drop), cut them at the left (truncate), or make room")
     if prompts:
         say(f"{prompts} {of} prompts are longer than {max_prompt} tokens: {'dropped' if drop else 'cut at the left'}")
     if answers:
