@@ -173,12 +173,13 @@ def write_table(path: Path) -> None:
         f"{rows[0]['machine']}; {', '.join(f'{k} {v}' for k, v in rows[0]['versions'].items())}. A Llama of three "
         f"layers, 64 wide. {COMMON['steps']} updates of {COMMON['batch']} prompts × 8 completions; reward 1 for the "
         "right answer, else 0. Shares of right ones, drawn at temperature 1, on 200 held-out prompts; "
-        f"mean ± standard deviation over {len(seeds)} seeds{' (pilot)' if len(seeds) < 10 else ''}.",
+        f"mean ± standard deviation over {len(seeds)} seeds{' (pilot)' if len(seeds) < 10 else ''}. Gained is after "
+        "less before of the same seed. Seconds are those of a machine that did other work as well.",
         "",
-        "    python benchmarks/verifiable.py",
+        "    python benchmarks/verifiable.py --jobs 2",
         "",
-        "| task | algorithm | before | after | KL of a sequence to the imitation, nats | seconds | seeds |",
-        "|---|---|---|---|---|---|---|",
+        "| task | algorithm | before | after | gained | KL of a sequence to the imitation, nats | seconds | seeds |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         for algo in ALGOS:
@@ -189,7 +190,9 @@ def write_table(path: Path) -> None:
                     for name in ("before", "after", "kl_ref", "seconds")
                 )
                 far = f"{kl.mean():.2f}" if len(kl) and algo not in ("grpo", "rloo") else "–"
-                numbers = f"{before.mean():.2f} | {after.mean():.2f} ± {after.std():.2f} | {far} | {seconds.mean():.0f}"
+                gained = after - before
+                means = f"{before.mean():.2f} | {after.mean():.2f} ± {after.std():.2f}"
+                numbers = f"{means} | {gained.mean():.2f} ± {gained.std():.2f} | {far} | {seconds.mean():.0f}"
                 lines.append(f"| {task} | `{algo}` | {numbers} | {len(some)} |")
     lines += ["", "![Shares of right answers over training](verifiable.png)", ""]
     path.with_suffix(".md").write_text("\n".join(lines))
