@@ -234,7 +234,7 @@ def test_a_compiled_run_is_the_uncompiled_one_up_to_rounding(tmp_path: Path) -> 
     [
         ("CartPole-v1", False),
         ("passed", False),
-        pytest.param("CartPole-v1", True, marks=needs_compiler),
+        pytest.param("CartPole-v1", True, marks=[needs_compiler, pytest.mark.slow]),
         pytest.param("passed", True, marks=[needs_compiler, pytest.mark.slow]),
     ],
 )

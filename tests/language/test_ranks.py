@@ -138,7 +138,7 @@ def test_an_error_in_one_process_ends_all_with_one_line(place: Path) -> None:
     """What was learned until then is saved, and one process can go on."""
     assert launch(2, rank_cases.fails, place / "first") == [2, 2]
     (line,) = said(place / "first")
-    assert line.startswith("proximo: the reward yours raised ZeroDivisionError"), line
+    assert line.startswith("proximo: the reward reward raised ZeroDivisionError"), line
     assert steps(place / "run") == [0, 2]
     assert launch(1, rank_cases.is_resumed, place / "second") == [0]
     assert steps(place / "run")[-1] == 5
