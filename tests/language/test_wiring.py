@@ -24,6 +24,7 @@ from proximo.sources.generation import Completions, decode
 from proximo.sources.text.padding import completions
 from tests.language import tiny
 from tests.language.conftest import Train, letters, rows, saved
+from tests.language.test_runs import collected
 
 Finished = Callable[[str], LanguageTrain]
 
@@ -165,6 +166,15 @@ def test_the_bound_is_measured_from_the_learners_own_numbers(train: Train, tmp_p
     drift = [json.loads(line) for line in (run.folder / "drift.jsonl").read_text().splitlines()]
     assert len(drift) == 2
     assert all(row["alpha"] == 1 and row["kl"] < 1e-4 for row in drift)
+
+
+def test_prompts_of_one_token_are_learned_from_as_they_were_sampled(train: Train, tmp_path: Path) -> None:
+    """Sums over keys are parted at the prompt's end there too, though a policy remembers nothing before it."""
+    data = [dict(prompt=letter) for letter in "abcdefghij"]
+    for length in (6, 20):
+        run = train("grpo", tmp_path / str(length), data=data, steps=1, group=4, max_tokens=length)
+        batch, policy = collected(run), run.agent.policy
+        assert torch.equal(policy.evaluate(batch).logp[batch.mask], batch.logp[batch.mask])
 
 
 def test_the_bound_knows_how_far_the_reference_is(train: Train, tmp_path: Path) -> None:

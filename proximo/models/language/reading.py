@@ -16,8 +16,7 @@ def last_layer(decoder: Decoder, rows: Rows, steps: int, prompt: int) -> Tensor:
     """
     before = rows.token.shape[1] - steps
     if not before or (decoder.saves_memory and torch.is_grad_enabled()):
-        split = 0 if rows.packed else prompt
-        return hidden(decoder, rows.token, rows.position, rows.attention(), split=split)[:, -steps:]
+        return hidden(decoder, rows.token, rows.position, rows.attention(), split=prompt)[:, -steps:]
     marked = torch.where(rows.live, rows.token, -1)[:, :prompt]
     prompts, owner = marked.unique(dim=0, return_inverse=True)
     if len(prompts) == len(marked):
