@@ -177,6 +177,15 @@ def test_prompts_of_one_token_are_learned_from_as_they_were_sampled(train: Train
         assert torch.equal(policy.evaluate(batch).logp[batch.mask], batch.logp[batch.mask])
 
 
+def test_a_run_whose_drift_was_only_told_goes_on_until_it_strays(train: Train, tmp_path: Path) -> None:
+    run = train("ppo", tmp_path / "run", steps=2)
+    again = language.resume(run.folder, reward=letters, steps=6, stop_drift=1e-9, quiet=True)
+    assert again.strayed is not None
+    assert again.step < 6
+    with pytest.raises(ConfigError, match="was begun without a reference"):
+        language.resume(train("dapo", tmp_path / "dapo", steps=1).folder, reward=letters, steps=2, stop_drift=1.0)
+
+
 def test_the_bound_knows_how_far_the_reference_is(train: Train, tmp_path: Path) -> None:
     """With no KL in its loss too."""
     run = train("dapo", tmp_path / "run", max_kl=1.0, steps=3, group=2)
