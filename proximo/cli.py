@@ -78,10 +78,10 @@ def resume(
         stop_drift: go on until the drift exceeds this.
     """
     if cli_language.is_ours(dir):
-        for name, given in (("env", env), ("device", device), ("jobs", jobs)):
+        for name, given in (("env", env), ("jobs", jobs)):
             if given is not None:
                 raise ConfigError(f"{dir} is a run of a language model: leave out --{name}")
-        return cli_language.resume(dir, steps, stop_drift, quiet)
+        return cli_language.resume(dir, steps, stop_drift, device, quiet)
     if folder.seed_folders(dir):
         return seeds.resume(dir, env, steps, device, quiet, jobs, stop_drift)
     if jobs is not None:

@@ -13,7 +13,7 @@ from proximo.algorithms.language import LANGUAGE
 from proximo.errors import ConfigError, unknown
 from proximo.run import folder
 from proximo.run.language import chatting, session
-from proximo.run.language.build import LanguageTrain
+from proximo.run.language.build import Device, LanguageTrain
 from proximo.run.language.plan import LanguagePlan, LanguageRun, known, must_be_setting
 
 ABOUT = "Train language models: supervised, on preferences, on rewards. Ask and judge them."
@@ -114,9 +114,11 @@ def is_ours(path: Path) -> bool:
     return (path / folder.CONFIG).exists() and isinstance(folder.read_plan(path), LanguagePlan)
 
 
-def resume(path: Path, steps: int | None, stop_drift: float | None, quiet: bool) -> LanguageTrain:
+def resume(
+    path: Path, steps: int | None, stop_drift: float | None, device: Device | None, quiet: bool
+) -> LanguageTrain:
     """Continue a run from its newest good checkpoint."""
-    return session.resume(path, steps=steps, stop_drift=stop_drift, quiet=quiet)
+    return session.resume(path, steps=steps, stop_drift=stop_drift, device=device, quiet=quiet)
 
 
 def must_be_known(argv: list[str]) -> None:

@@ -186,6 +186,17 @@ def test_a_run_whose_drift_was_only_told_goes_on_until_it_strays(train: Train, t
         language.resume(train("dapo", tmp_path / "dapo", steps=1).folder, reward=letters, steps=2, stop_drift=1.0)
 
 
+def test_what_a_gpu_trained_goes_on_and_is_judged_without_one(train: Train, tmp_path: Path) -> None:
+    run = train("grpo", tmp_path / "run", steps=2, group=2)
+    path = run.folder / "config.json"
+    path.write_text(path.read_text().replace('"device": "cpu"', '"device": "cuda"'))
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="torch finds no GPU: use --device cpu"):
+            language.resume(run.folder, reward=letters, steps=3)
+        assert language.evaluate(run.folder, reward=letters).score.returns
+    assert language.resume(run.folder, reward=letters, steps=3, device="cpu", quiet=True).step == 3
+
+
 def test_the_bound_knows_how_far_the_reference_is(train: Train, tmp_path: Path) -> None:
     """With no KL in its loss too."""
     run = train("dapo", tmp_path / "run", max_kl=1.0, steps=3, group=2)

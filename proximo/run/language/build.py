@@ -6,7 +6,7 @@ import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import torch
 
@@ -34,6 +34,9 @@ from proximo.sources.texts import TextSource, as_pairs, as_texts
 from proximo.sources.tokens import ALWAYS, TokenSource
 
 GROUP = 8  # completions of a prompt that are compared
+
+
+Device = Literal["auto", "cpu", "cuda"]
 
 
 class Given(NamedTuple):
@@ -75,16 +78,20 @@ def resolved(plan: LanguagePlan) -> LanguagePlan:
     run = plan.run
     if run.shard and ranks.launched() < 2:
         raise ConfigError("shard is for several processes: torchrun --nproc-per-node K -m proximo language …")
-    device = "cuda" if run.device == "auto" and torch.cuda.is_available() else run.device.replace("auto", "cpu")
     compares = "group" in plan.algorithm.needs
     group = run.group or (GROUP if compares else 1)
     if compares and group == 1:
         raise ConfigError(f"group is 1, but {plan.algo} compares the completions of a prompt: give 2 or more")
-    run = replace(run, device=device, group=group, threads=run.threads or ranks.cores())
+    run = replace(run, device=here(run.device), group=group, threads=run.threads or ranks.cores())
     run = replace(run, critic_model=found_from_anywhere(run.critic_model))
     run = replace(run, reward_model=found_from_anywhere(run.reward_model))
     model, data = found_from_anywhere(plan.model), found_from_anywhere(plan.data)
     return replace(plan, model=model, data=data, run=run)
+
+
+def here(device: Device) -> Device:
+    """The device that is meant on this machine."""
+    return device if device != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def sized(plan: LanguagePlan, context: int | None) -> LanguagePlan:

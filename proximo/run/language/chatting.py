@@ -16,7 +16,7 @@ from proximo.algorithms.language import language_algorithm
 from proximo.errors import ConfigError
 from proximo.rewards import Reward
 from proximo.run import checkpoint
-from proximo.run.language.build import Given, LanguageTrain, build
+from proximo.run.language.build import Given, LanguageTrain, build, here
 from proximo.run.language.judge import LanguageScore
 from proximo.run.language.plan import LanguagePlan
 from proximo.run.language.session import computing, load, must_have, plan_of
@@ -109,6 +109,7 @@ def evaluated(
     must_have(plan, "evaluate", data=data, reward=reward)
     longest = max_tokens or plan.run.max_tokens
     run = replace(plan.run, eval_prompts=prompts, temperature=temperature or plan.run.temperature, max_tokens=longest)
+    run = replace(run, device=here("auto"))  # wherever it was trained
     own, given = plan.data if data is None else data, Given(reward)
     whole = data is not None and ("data" not in plan.yours or isinstance(data, str | Path))  # else it is its own
     if data is not None:

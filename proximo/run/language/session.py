@@ -23,7 +23,17 @@ from proximo.rewards import Reward
 from proximo.run import checkpoint, folder
 from proximo.run.drive import bring_back, drive
 from proximo.run.files import replace_durably
-from proximo.run.language.build import Given, LanguageTrain, build, must_be_same, policy_of, resolved, reward_model
+from proximo.run.language.build import (
+    Device,
+    Given,
+    LanguageTrain,
+    build,
+    here,
+    must_be_same,
+    policy_of,
+    resolved,
+    reward_model,
+)
 from proximo.run.language.material import words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun, planned
 from proximo.run.language.speaker import ModelReward, Speaker
@@ -102,12 +112,13 @@ def resume(
     generator: Generator | None = None,
     steps: int | None = None,
     stop_drift: float | None = None,
+    device: Device | None = None,
     quiet: bool = False,
 ) -> LanguageTrain:
     """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
 
     `data`, `reward`, `gold` and `generator` are those it was started with, where they came from Python; `steps` extends
-    it.
+    it, and `device` is where it goes on, its numbers then differing a little.
     """
     path = Path(path)
     plan = plan_of(path)
@@ -117,7 +128,8 @@ def resume(
         plan.run.measures_drift or (plan.samples and "ref_logp" in plan.algorithm.needs)
     ):
         raise ConfigError(f"{path} was begun without a reference: how far it is from that is not known")
-    asked = {name: x for name, x in (("steps", steps), ("stop_drift", stop_drift)) if x is not None}
+    given = (("steps", steps), ("stop_drift", stop_drift), ("device", device and here(device)))
+    asked = {name: x for name, x in given if x is not None}
     plan, notes = replace(plan, run=built(LanguageRun, {**asdict(plan.run), **asked})), list[str]()
     with computing(plan.run):
         saved = None if checkpoint.none_yet(path) else checkpoint.latest(path, notes.append)
