@@ -103,6 +103,12 @@ def test_the_parts_sum_to_the_cycle(command: Command) -> None:
     assert found["compile_seconds"] is None
 
 
+def test_a_gaussians_products_are_counted(command: Command) -> None:
+    found = profiled(command, "Pendulum-v1", *FLAGS)
+    assert found["gradient_step"]["arithmetic_us"] > 0
+    assert found["parts"]["evaluation"]["at_best_ms"] > 0
+
+
 def test_the_table_names_every_part_and_train_chooses_the_same(command: Command, tmp_path: Path) -> None:
     done = command("profile", "CartPole-v1", *FLAGS)
     assert done.code == 0, done.err

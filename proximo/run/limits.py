@@ -55,7 +55,7 @@ def gradient_of(run: EnvRun, update: float, settle: Settle) -> Gradient:
 def operations(run: EnvRun) -> int:
     """Floating-point operations of the policy's matrix products and convolutions on one row."""
     rows = blank(run.agent.policy, run.agent.observation_space, run.config.algorithm.horizon, 1)
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter:  # not without gradients: its hooks want a parameter's graph
         run.agent.policy.evaluate(rows)
     return counter.get_total_flops() // len(rows.mask)
 
