@@ -95,7 +95,7 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
         if (out / "config.json").exists():
             proximo.resume(out, env=env, quiet=True)
         else:
-            settings: dict[str, Any] = dict(eval_every=task.steps // 10, seed=seed) | task.settings
+            settings: dict[str, Any] = dict(eval_every=task.steps // 10, seed=seed, threads=1) | task.settings
             proximo.train(task.env, steps=task.steps, out=out, quiet=True, **settings)
         (out / "done").write_text(time.strftime("%F %T"))
     metrics, last = read_rows(out / "metrics.jsonl")[-1], read_rows(out / "eval.jsonl")[-1]
