@@ -21,6 +21,7 @@ from proximo.errors import CheckpointError, ConfigError, EnvFailure, Unsupported
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.run.checkpoint import all_of
+from proximo.run.folder import read_rows
 from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
 from tests.test_suite import QUIET, SMALL
@@ -146,6 +147,24 @@ def test_every_algorithm_learns_with_a_memory_and_resumes_exactly(algo: str, env
     first = proximo.load(all_of(whole.folder)[0]).policy.state_dict()
     moved = [name for name, x in whole.policy.named_parameters() if not torch.equal(x, first[name])]
     assert any("recurrent" in name for name in moved)
+
+
+@pytest.mark.parametrize(("algo", "most"), [("trpo", 0.0101), ("natural", 0.02)])  # a natural step has no search
+def test_fitting_the_value_leaves_the_trust_region_alone(algo: str, most: float, tmp_path: Path) -> None:
+    settings = SMALL[algo] | dict(delta=0.01, memory="gru", memory_size=8, sequence=8, max_kl=1e6, lr=0.01)
+    run = proximo.train(Cue, algo, steps=2_560, out=tmp_path / "run", **settings, **QUIET)
+    changes = [row["kl"] for row in read_rows(run.folder / "drift.jsonl")]
+    assert len(changes) >= 5
+    assert 1e-4 < max(changes) < most
+
+
+@pytest.mark.parametrize("algo", ["trpo", "natural", "trpo_reuse"])
+def test_a_trust_region_has_a_trunk_of_its_own(algo: str, tmp_path: Path) -> None:
+    settings = SMALL[algo] | dict(memory="gru", memory_size=8, sequence=8)
+    run = proximo.train(Cue, algo, steps=256, out=tmp_path / "run", **settings, **QUIET)
+    assert run.policy.critic_trunk is not None
+    with pytest.raises(ConfigError, match=r"trunk is shared: .* give --trunk separate"):
+        proximo.train(Cue, algo, steps=256, trunk="shared", out=tmp_path / "other", **settings, **QUIET)
 
 
 def same_after_resuming(whole: proximo.Run, broken: proximo.Run, env: Any) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from proximo.algorithms.config import GAE, Descent, Epochs, Moments
 from proximo.checks import check
@@ -11,6 +12,8 @@ from proximo.checks import check
 @dataclass(frozen=True)
 class Natural(Epochs, Moments, Descent, GAE):
     """How a natural step is found; epochs, minibatches, lr, betas and max_grad_norm are those of the value function."""
+
+    separate_trunks: ClassVar[bool] = True  # fitting the value would move what it shares with the policy, past any δ
 
     delta: float = 0.01
     """δ: the mean KL of a step, nats."""

@@ -38,7 +38,8 @@ class Network:
     """Observations that the policy sees together: the last ones of the episode, this one among them."""
 
     trunk: Literal["auto", "shared", "separate"] = "auto"
-    """Whether actor and critic share what lies below their layers: auto shares what is learned there."""
+    """Whether actor and critic share what lies below their layers: auto shares what is learned there,
+    except where a trust region forbids it."""
 
     memory: Literal["none", "lstm", "gru", "transformer"] = "none"
     """What the policy remembers an episode with."""

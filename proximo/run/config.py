@@ -135,7 +135,12 @@ class Resolved:
             )
 
     def _check_network(self) -> None:
-        """No setting is asked of a part that the user brings."""
+        """No setting is asked of a part that the user brings, nor one that the algorithm cannot keep its word with."""
+        if getattr(self.algorithm, "separate_trunks", False) and self.network.trunk == "shared":
+            raise ConfigError(
+                f"trunk is shared: {self.algo} fits the value after its step, which would move the policy out of its "
+                "trust region; leave --trunk out, or give --trunk separate"
+            )
         idle = dict(encoder=("images", "channels", "precision"), core=("memory", "memory_size", "memory_window"))
         for part in self.yours:
             for name in idle.get(part, vars(self.network)):
@@ -211,6 +216,8 @@ def resolved(
         built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
         for owner in (RunConfig, algorithm_named(algo).Config, Network)
     )
+    if getattr(algorithm, "separate_trunks", False) and network.trunk == "auto" and "policy" not in yours:
+        network = dataclasses.replace(network, trunk="separate")
     return Resolved(env, algo, preset, run, algorithm, network, registered, yours=yours)
 
 
