@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear as affine
 from torch.nn.functional import pad
 
+from proximo.compiler.trace import tracing
 from proximo.errors import ConfigError
+from proximo.kernels import lstm as kernel
 
 State = tuple[Any, ...]
-Cell = Callable[[Tensor, nn.Linear, State], State]
+Cell = Callable[[Tensor, Callable[[Tensor], Tensor], State], State]
 
 
 class Core(Protocol):
@@ -38,7 +42,7 @@ class Core(Protocol):
         ...
 
 
-def lstm_cell(given: Tensor, recurrent: nn.Linear, state: State) -> State:
+def lstm_cell(given: Tensor, recurrent: Callable[[Tensor], Tensor], state: State) -> State:
     """One step of long short-term memory with forget gates (Gers et al. 2000); gates as in torch's: i, f, g, o."""
     hidden, memory = state
     write, keep, new, show = (given + recurrent(hidden)).chunk(4, 1)
@@ -46,7 +50,7 @@ def lstm_cell(given: Tensor, recurrent: nn.Linear, state: State) -> State:
     return show.sigmoid() * memory.tanh(), memory
 
 
-def gru_cell(given: Tensor, recurrent: nn.Linear, state: State) -> State:
+def gru_cell(given: Tensor, recurrent: Callable[[Tensor], Tensor], state: State) -> State:
     """One step of a gated recurrent unit (Cho et al. 2014, arXiv:1406.1078), r behind the product, as in cuDNN."""
     (hidden,) = state
     sizes = [2 * hidden.shape[1], hidden.shape[1]]
@@ -57,7 +61,10 @@ def gru_cell(given: Tensor, recurrent: nn.Linear, state: State) -> State:
 
 
 class Recurrence(nn.Module):
-    """A cell, one row after the other. The inputs' product is one for all rows; a step has only what depends on it."""
+    """A cell, one row after the other. The inputs' product is one for all rows; a step has only what depends on it.
+
+    Of the LSTM, whole lanes are one call of a kernel, where there is one.
+    """
 
     def __init__(self, cell: Cell, gates: int, inputs: int, size: int, bias: bool) -> None:
         super().__init__()
@@ -69,13 +76,34 @@ class Recurrence(nn.Module):
             if linear.bias is not None:
                 nn.init.zeros_(linear.bias)
 
-    def forward(self, inputs: Tensor, state: State, keep: Tensor) -> tuple[Tensor, State]:
-        """[T, N, inputs], tensors [N, size], keep [T, N, 1], zero where an episode begins -> [T, N, size]."""
-        outputs = []
-        for given, kept in zip(self.input(inputs).unbind(), keep.unbind(), strict=True):
-            state = self.cell(given, self.recurrent, tuple(tensor * kept for tensor in state))
-            outputs.append(state[0])
-        return torch.stack(outputs), state
+    def forward(self, inputs: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
+        """[T, N, inputs], tensors [N, size], start [T, N] -> [T, N, size], and the tensors after it."""
+        keep = (~start).to(inputs.dtype).unsqueeze(-1)
+        if self.cell is lstm_cell and kernel.suits(inputs) and not tracing():
+            hidden, memory = (tensor * keep[0] for tensor in state)
+            weights = self.input.weight, self.input.bias, self.recurrent.weight
+            return kernel.lanes(written_out, inputs, hidden, memory, start, weights)
+        return row_by_row(self.cell, self.input(inputs), self.recurrent, state, keep)
+
+
+def row_by_row(
+    cell: Cell, given: Tensor, recurrent: Callable[[Tensor], Tensor], state: State, keep: Tensor
+) -> tuple[Tensor, State]:
+    """From what the inputs give every row [T, N, gates · size], and keep [T, N, 1], zero where an episode begins."""
+    outputs = []
+    for row, kept in zip(given.unbind(), keep.unbind(), strict=True):
+        state = cell(row, recurrent, tuple(tensor * kept for tensor in state))
+        outputs.append(state[0])
+    return torch.stack(outputs), state
+
+
+def written_out(
+    inputs: Tensor, hidden: Tensor, memory: Tensor, weight: Tensor, bias: Tensor, recurrent: Tensor
+) -> tuple[Tensor, ...]:
+    """The rows of an LSTM between which no episode begins, as the kernel is given them."""
+    given, keep = affine(inputs, weight, bias), inputs.new_ones(len(inputs), 1, 1)
+    outputs, state = row_by_row(lstm_cell, given, partial(affine, weight=recurrent), (hidden, memory), keep)
+    return outputs, *state
 
 
 class LSTM(nn.Module):
@@ -123,9 +151,9 @@ class GRU(nn.Module):
 
 def stacked(layers: nn.ModuleList, rows: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
     """Recurrences on top of each other: each sees all that the one below put out."""
-    keep, after = (~start).to(rows.dtype).unsqueeze(-1), []
+    after = []
     for layer, before in zip(layers, state, strict=True):
-        rows, ended = layer(rows, before, keep)
+        rows, ended = layer(rows, before, start)
         after.append(ended)
     return rows, tuple(after)
 
