@@ -86,13 +86,14 @@ def side_by_side(told: dict[str, Any]) -> list[str]:
 
 
 def why(env: str) -> str:
-    """Why a trust region is not ten times as dear as PPO here, with the settings' numbers."""
+    """What a trust region and PPO do in an update, with the settings' numbers."""
     ppo, trpo = (SETTINGS[name].config(env) for name in (AGAINST, "trpo"))
     p, t = ppo.algorithm, trpo.algorithm
     return (
-        "TRPO is said to take some ten times as long as PPO. Not so here: its policy takes one step in a collection of "
-        f"{trpo.rollout:,} rows, found by {t.cg_iterations} iterations of conjugate gradient whose Fisher-vector "
-        f"products are taken on {100 * t.fisher_fraction:.0f} % of the rows, beside which its value function takes "
-        f"{t.epochs * t.minibatches} gradient steps of {trpo.rollout // t.minibatches} rows ({t.epochs} epochs); PPO "
-        f"takes {p.epochs * p.minibatches} of {ppo.rollout // p.minibatches} rows ({p.epochs} epochs) with both."
+        "TRPO is said to take some ten times as long as PPO; what it takes here is above. In a collection of "
+        f"{trpo.rollout:,} rows its policy takes one step, found by {t.cg_iterations} iterations of conjugate gradient "
+        f"whose Fisher-vector products are taken on {100 * t.fisher_fraction:.0f} % of the rows, and its value "
+        f"function {t.epochs * t.minibatches} gradient steps of {trpo.rollout // t.minibatches} rows "
+        f"({t.epochs} epochs). PPO takes {p.epochs * p.minibatches} of {ppo.rollout // p.minibatches} rows "
+        f"({p.epochs} epochs) with policy and value."
     )

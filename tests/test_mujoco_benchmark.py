@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: mujoco.p
 
 import machine
 import mujoco_plan as plan
+import mujoco_seconds as seconds
 from mujoco_published import ABLATION, BEST, LABELS, PUBLISHED
 from mujoco_results import Results
 from mujoco_table import page, write_table
 
 from benchmarks import mujoco as benchmark
+from proximo.run import session
 
 SHORT = {"horizon": 64, "minibatches": 2, "epochs": 1, "checkpoint_every": 128, "eval_episodes": 1}
 
@@ -247,3 +250,53 @@ def test_a_commit_is_named_where_there_is_one(tmp_path: Path, monkeypatch: pytes
         who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
         subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
     assert re.fullmatch("[0-9a-f]{7,}", machine.commit() or "")
+
+
+@dataclass
+class Clockwork:
+    """Stands for a run whose steps take so long; it slows down as the machine fills up, by a tenth each turn."""
+
+    seconds: float
+    load: list[float]
+    turns: list[float]
+
+    def turn(self, steps: int) -> float:
+        self.load[0] *= 1.1
+        self.turns.append(self.seconds)
+        return self.seconds * self.load[0]
+
+
+def test_algorithms_take_turns_and_are_compared_round_by_round(tmp_path: Path) -> None:
+    load, turns = [1.0], list[float]()
+    clocks: dict[str, Any] = {"paper": Clockwork(2e-4, load, turns), "trpo": Clockwork(1e-4, load, turns)}
+    taken = seconds.in_turns(clocks, 4, 4096)
+    assert turns == [2e-4, 1e-4, 2e-4, 1e-4, 1e-4, 2e-4, 2e-4, 1e-4, 1e-4, 2e-4]  # the first two compile
+    summary = seconds.summed(taken)
+    assert summary["ratio"]["paper"] == [1, 1, 1]
+    assert summary["ratio"]["trpo"] == pytest.approx(
+        [(1.1 + 1 / 1.1) / 4, 1 / 2.2, 1.1 / 2]
+    )  # load cancels, but a turn
+    assert summary["rounds"]["paper"][0] == pytest.approx(2e-4 * plan.STEPS * 1.1**3, abs=0.01)
+    told = {"command": "the command", "commit": "abc", "machine": "m", "versions": {"python": "3"}, "load_before": 1.0}
+    told |= {"rounds": 4, "steps": 4096, "tasks": [{"env": "Hopper-v5", **summary}]}
+    assert "against PPO" not in page_of(everywhere(3), tmp_path)
+    (tmp_path / "mujoco-seconds.json").write_text(json.dumps(told))
+    text = page_of(everywhere(3), tmp_path)
+    paper, trpo = (summary["seconds"][name] for name in ("paper", "trpo"))
+    assert (
+        f"| task | paper | trpo |\n|---|---|---|\n| Hopper-v5 | {paper:.0f} | {trpo:.0f}, × 0.50 (0.45 to 0.55) |"
+        in text
+    )
+    assert "10 iterations of conjugate gradient whose Fisher-vector products are taken on 10 % of the rows" in text
+    assert (
+        "320 gradient steps of 128 rows (20 epochs). PPO takes 320 of 64 rows (10 epochs) with policy and value" in text
+    )
+
+
+def test_what_is_timed_is_what_is_trained() -> None:
+    for name in (*seconds.NAMES, "clip-0.3"):  # the last has a number that is asked for over its preset
+        setting = plan.SETTINGS[name]
+        for env in seconds.LONG:
+            made = session.preset_config(*seconds.asked_of(setting, env))[0]
+            assert (made.algorithm, made.network) == (setting.config(env).algorithm, setting.config(env).network)
+            assert made.run.envs == setting.config(env).run.envs
