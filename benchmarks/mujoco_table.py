@@ -66,11 +66,11 @@ def about(results: Results) -> list[str]:
         f"{100 * COVERAGE[3, 7]:.0f} % with 3 runs a task and {100 * COVERAGE[5, 7]:.0f} % with 5, on three tasks "
         f"{100 * COVERAGE[3, 3]:.0f} % and {100 * COVERAGE[5, 3]:.0f} % (measured by tests/test_scores.py).",
         "",
-        *columns(),
+        *columns(results),
     ]
 
 
-def columns() -> list[str]:
+def columns(results: Results) -> list[str]:
     """What a column's name stands for."""
     lines = ["| column | algorithm | `--algo` | preset | over it |", "|---|---|---|---|---|"]
     notes = list[str]()
@@ -85,6 +85,10 @@ def columns() -> list[str]:
             notes.append(
                 f"{told_apart} So what is said of `{setting.name}` on all tasks together is not of one setting."
             )
+    old = Counter(row["setting"] for row in results.rows if row["key"] != SETTINGS[row["setting"]].key(row["env"]))
+    if old:
+        named = ", ".join(f"`{name}` ({count} runs)" for name, count in old.items())
+        notes.append(f"Trained with numbers that have changed since, and yet to be trained anew: {named}.")
     return [*lines, "", *notes, "The settings of every run are in mujoco.json.", ""]
 
 

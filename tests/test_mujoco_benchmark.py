@@ -134,7 +134,7 @@ def row(setting: str, env: str, seed: int, spread: float = 0.1, **more: Any) -> 
     curve = [[i * 10_000, i * 2.0, -50 + (final + 50) * i / 100] for i in range(101)]
     evals = [[i * 100_000, -50 + (final + 50) * i / 10] for i in range(11)]
     told = dict(eval_mean=final, steps=999_424, last_100=final, steps_per_second=5000 if setting != "trpo" else 2000)
-    told |= dict(curve=curve, evals=evals, machine="m", versions={})
+    told |= dict(curve=curve, evals=evals, machine="m", versions={}, key=plan.SETTINGS[setting].key(env))
     return dict(setting=setting, env=env, seed=seed) | told | more
 
 
@@ -219,6 +219,9 @@ def test_the_page_names_the_algorithm_and_the_preset_of_each_column(tmp_path: Pa
         "envs 1 for 32, horizon 2048 for 64, gamma 0.9999 for 0.99, anneal_lr False for True, log_std_init 0.0 for -1.0"
     )
     assert f"On Swimmer-v5 `tuned` is `tuned-swimmer`: {different}." in text
+    assert "have changed since" not in text
+    text = page_of([*everywhere(3), row("trpo", "Hopper-v5", 3, key="another"), row("trpo", "Reacher-v5", 3)], tmp_path)
+    assert "numbers that have changed since, and yet to be trained anew: `trpo` (1 runs)." in text
 
 
 def test_what_an_untrained_policy_reaches_is_said_to_be_at_the_start(tmp_path: Path) -> None:
