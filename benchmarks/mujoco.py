@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from machine import machine, versions
+from machine import commit, machine, versions
 from mujoco_plan import SETTINGS, TASKS, Job, impossible, jobs
 
 from proximo.run.folder import read_rows
@@ -103,14 +103,14 @@ def stop(*_: object) -> None:
 def trained(job: Job, work: Path) -> dict[str, Any] | None:
     """The result of one run; None where it failed, which is said."""
     out = work / f"{job.name}-{job.setting.key(job.env)}"
-    train = command(job, out)
+    train, made_at = command(job, out), commit()  # before it trains: others may come meanwhile
     if not finished(out):
         words = ["resume", str(out), "--quiet"] if (out / "config.json").exists() else train
         code, said = proximo(words)
         if code or not finished(out):
             print(f"{job.name} {'was stopped' if stopping.is_set() else 'failed'}: {said}", flush=True)
             return None
-    return result(job, out, train)
+    return result(job, out, train) | {"commit": made_at, "resumed": resumed(out)}
 
 
 def proximo(words: list[str]) -> tuple[int, str]:
@@ -161,6 +161,11 @@ def result(job: Job, out: Path, train: list[str]) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def resumed(out: Path) -> bool:
+    """Whether it was begun more than once: every process that trains a run begins a file of events."""
+    return len(list(out.glob("events.out.tfevents.*"))) > 1
 
 
 def finished(out: Path) -> bool:

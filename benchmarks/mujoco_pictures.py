@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from mujoco_plan import FASTEST, TASKS
 from mujoco_published import ABLATION, BEST, LABELS
 from mujoco_results import Results, ablation_scores
-from scores import interval, mean
+from scores import FEWEST, interval, mean
 
 from proximo.run.plot import band
 
@@ -66,14 +66,15 @@ def bars(results: Results, out: Path) -> bool:
     axes = figure.add_subplot()
     for i, name in enumerate(names):
         scores = ablation_scores(results, name, FASTEST, names)
-        middle, (low, high) = float(np.concatenate(scores).mean()), interval(scores, mean)
-        axes.barh(i - WIDTH / 2, middle, WIDTH, color="C0", label="here, three tasks" if i == 0 else None)
-        axes.plot([low, high], [i - WIDTH / 2] * 2, color="black", linewidth=1.2)
+        axes.barh(i - WIDTH / 2, float(mean(scores)), WIDTH, color="C0", label="here, three tasks" if i == 0 else None)
+        if (found := interval(scores, mean)) is not None:
+            axes.plot(found, [i - WIDTH / 2] * 2, color="black", linewidth=1.2)
         axes.barh(i + WIDTH / 2, ABLATION[name], WIDTH, color="C7", label="the paper, seven tasks" if i == 0 else None)
     axes.set_yticks(range(len(names)), [LABELS[name] for name in names])
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("average normalised score (chance 0, best run 1); lines: 95 % bootstrap intervals")
+    lines = f"lines: 95 % bootstrap intervals, from {FEWEST} seeds on"
+    axes.set_xlabel(f"average normalised score (chance 0, best run 1); {lines}")
     axes.grid(alpha=0.3, axis="x")
     axes.legend(loc="best")
     figure.savefig(out)

@@ -12,7 +12,8 @@ import gymnasium as gym
 
 from proximo.errors import ProximoError
 from proximo.presets import preset_for, preset_named
-from proximo.run.config import known_settings, resolved
+from proximo.presets.preset import Preset
+from proximo.run.config import Resolved, known_settings, resolved
 
 STEPS = 1_000_000
 FASTEST = ("HalfCheetah-v5", "InvertedPendulum-v5", "Reacher-v5")  # a step takes 16 to 30 µs, of the others 43 to 83
@@ -38,13 +39,18 @@ class Setting:
     def preset_on(self, env: str) -> str:
         return self.presets.get(env, self.preset)
 
-    def numbers(self, env: str) -> dict[str, Any]:
-        """All that is not a default; a ProximoError where that makes no run (an algorithm that is not there, say)."""
+    def chosen(self, env: str) -> Preset:
         name = self.preset_on(env)
-        preset = preset_for(env, ANY, self.algo) if name == "auto" else preset_named(name)
-        numbers = preset.settings_for(self.algo, known_settings(self.algo)) | self.asked | {"steps": STEPS}
-        resolved(env, self.algo, preset.name, numbers)
-        return numbers
+        return preset_for(env, ANY, self.algo) if name == "auto" else preset_named(name)
+
+    def numbers(self, env: str) -> dict[str, Any]:
+        """All that is not a default."""
+        taken = self.chosen(env).settings_for(self.algo, known_settings(self.algo))
+        return taken | self.asked | {"steps": STEPS}
+
+    def config(self, env: str) -> Resolved:
+        """All that there is; a ProximoError where it makes no run (an algorithm that is not there, say)."""
+        return resolved(env, self.algo, self.chosen(env).name, self.numbers(env))
 
     def key(self, env: str) -> str:
         """A short name for the numbers: results of others than these are out of date."""
@@ -107,7 +113,7 @@ def wanted(job: Job, only: list[str]) -> bool:
 def impossible(job: Job) -> str | None:
     """Why a job cannot be run here (yet); None if it can."""
     try:
-        job.setting.numbers(job.env)
+        job.setting.config(job.env)
     except ProximoError as error:
         return str(error)
     return None

@@ -11,6 +11,7 @@ import numpy as np
 from scores import normalised
 
 Row = dict[str, Any]
+LARGE = 200  # returns from which a decimal says nothing
 
 
 class Results:
@@ -38,7 +39,25 @@ def ablation_scores(results: Results, name: str, tasks: Iterable[str], among: li
     return [normalised(results.scores(name, env), results.chance[env], best[env]) for env in tasks]
 
 
+def last_evaluation(rows: list[Row]) -> float:
+    """At the end, the mean over seeds."""
+    return float(np.mean([row["eval_mean"] for row in rows]))
+
+
 def best_evaluation(rows: list[Row]) -> float:
     """The largest over evaluations of the mean over seeds."""
     count = min(len(row["evals"]) for row in rows)
     return float(np.mean([[value for _, value in row["evals"][:count]] for row in rows], 0).max())
+
+
+def told(values: np.ndarray) -> str:
+    """Mean ± standard deviation (how many)."""
+    if not len(values):
+        return "–"
+    large = abs(values.mean()) >= LARGE
+    spread = f" ± {values.std(ddof=1):,.{0 if large else 1}f}" if len(values) > 1 else ""
+    return f"{number(values.mean())}{spread} ({len(values)})"
+
+
+def number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.1f}"

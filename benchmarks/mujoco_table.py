@@ -1,23 +1,31 @@
-"""The tables of benchmarks/mujoco.py, from its results: mujoco.md."""
+"""The page of benchmarks/mujoco.py, from its results: mujoco.md."""
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from mujoco_cost import cost
 from mujoco_pictures import draw
-from mujoco_plan import FASTEST, SETTINGS, STEPS, TASKS
-from mujoco_published import ABLATION, BEST, LABELS, PUBLISHED
-from mujoco_results import Results, Row, ablation_scores, best_evaluation
-from scores import interval, iqm, mean, normalised
+from mujoco_plan import FASTEST, SETTINGS, STEPS, TASKS, Setting
+from mujoco_published import ABLATION, BEST, LABELS
+from mujoco_results import Results, ablation_scores, number, told
+from mujoco_verdicts import published
+from scores import COVERAGE, FEWEST, Scores, Statistic, even, interval, iqm, mean, normalised
 
 MAIN = ("tuned", "paper", "penalty", "trpo", "a2c", "natural")  # of the second table and the third
-PPOS = ("tuned", "penalty")  # whose algorithms are PPO by another name
+ALGORITHMS = {
+    "recompute": "PPO-Clip, advantages estimated anew before every pass",
+    "ppo": "PPO-Clip",
+    "penalty": "PPO-Penalty, adaptive KL",
+    "trpo": "TRPO",
+    "a2c": "A2C",
+    "natural": "natural policy gradient",
+}
 PILOT = 10  # seeds below which a number is a pilot
-HALF = 0.5  # of the way from chance to the best published PPO
-LARGE = 200  # returns from which a decimal says nothing
 
 
 def write_table(path: Path) -> None:
@@ -25,29 +33,74 @@ def write_table(path: Path) -> None:
     if not path.exists() or not (results := Results(path)).rows:
         return
     pictures = draw(results, path.parent)
+    path.with_suffix(".md").write_text(page(results, path.parent, pictures))
+
+
+def page(results: Results, folder: Path, pictures: list[tuple[str, str]]) -> str:
+    """mujoco.md, with the seconds of mujoco_seconds.py where the folder has them."""
     lines = ["# MuJoCo: PPO and its family against what was published", "", *about(results)]
-    lines += [*ablation(results), *family(results), *published(results), *cost(results)]
+    lines += [*ablation(results), *family(results), *published(results, MAIN), *cost(results, MAIN, folder)]
     lines += ["## Pictures", "", *(f"![{name}]({file})\n" for name, file in pictures), *where(results)]
-    path.with_suffix(".md").write_text("\n".join(lines).rstrip() + "\n")
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def about(results: Results) -> list[str]:
     seeds = [len(results.of(name, env)) for name in SETTINGS for env in TASKS if results.of(name, env)]
     steps = f"{min(row['steps'] for row in results.rows):,} to {max(row['steps'] for row in results.rows):,}"
     few = f"{min(seeds)} to {max(seeds)}" if min(seeds) < max(seeds) else f"{max(seeds)}"
+    which = "all" if max(seeds) < PILOT else "some"
+    pilot = f" Fewer than {PILOT} seeds are a pilot, which {which} of these are." if min(seeds) < PILOT else ""
     return [
         f"{len(results.rows)} runs of {STEPS:,} steps ({steps} were taken: whole collections alone), v5 tasks, {few} "
-        f"seeds (0, 1, 2, …) a number. Fewer than {PILOT} seeds are a pilot"
-        + (", which all of these are." if max(seeds) < PILOT else "."),
+        f"seeds (0, 1, 2, …) a number.{pilot}",
         "",
         "A score is the mean return of a run's last 100 training episodes, actions drawn (the PPO paper's measure). "
-        "An evaluation is 20 episodes of most likely actions. `tuned` and `paper` are presets of PPO-Clip, "
-        "the others say what differs from `paper`; the settings of every run are in mujoco.json. The commands:",
+        "The commands:",
         "",
         "    python benchmarks/mujoco.py            # trains what is missing, resumes what was stopped",
         "    python benchmarks/mujoco.py --table    # this page and its pictures",
+        "    python benchmarks/mujoco_seconds.py    # what the algorithms cost, side by side",
         "",
+        "An interval is a percentile bootstrap's, 95 %, stratified by task; there is none (–) where a task has fewer "
+        f"than {FEWEST} runs. Of few runs these intervals cover less than they say: of normal scores on seven tasks "
+        f"{100 * COVERAGE[3, 7]:.0f} % with 3 runs a task and {100 * COVERAGE[5, 7]:.0f} % with 5, on three tasks "
+        f"{100 * COVERAGE[3, 3]:.0f} % and {100 * COVERAGE[5, 3]:.0f} % (measured by tests/test_scores.py).",
+        "",
+        *columns(results),
     ]
+
+
+def columns(results: Results) -> list[str]:
+    """What a column's name stands for."""
+    lines = ["| column | algorithm | `--algo` | preset | over it |", "|---|---|---|---|---|"]
+    notes = list[str]()
+    for setting in (SETTINGS[name] for name in MAIN):
+        usual = next(env for env in TASKS if env not in setting.presets)
+        presets = [setting.chosen(usual).name, *(f"{name} ({env})" for env, name in setting.presets.items())]
+        over = ", ".join(f"{name} {value}" for name, value in setting.asked.items()) or "–"
+        cells = [setting.name, ALGORITHMS[setting.algo], setting.algo, ", ".join(presets), over]
+        lines.append(f"| {' | '.join(cells)} |")
+        for env, name in setting.presets.items():
+            told_apart = f"On {env} `{setting.name}` is `{name}`: {differences(setting, env, usual)}."
+            notes.append(
+                f"{told_apart} So what is said of `{setting.name}` on all tasks together is not of one setting."
+            )
+    old = Counter(row["setting"] for row in results.rows if row["key"] != SETTINGS[row["setting"]].key(row["env"]))
+    if old:
+        named = ", ".join(f"`{name}` ({count} runs)" for name, count in old.items())
+        notes.append(f"Trained with numbers that have changed since, and yet to be trained anew: {named}.")
+    return [*lines, "", *notes, "The settings of every run are in mujoco.json.", ""]
+
+
+def differences(setting: Setting, env: str, usual: str) -> str:
+    """What it has on one task that it has not on another."""
+    here, there = (every_number(setting, each) for each in (env, usual))
+    return ", ".join(f"{name} {here[name]} for {there[name]}" for name in here if here[name] != there[name])
+
+
+def every_number(setting: Setting, env: str) -> dict[str, Any]:
+    config = setting.config(env)
+    return vars(config.run) | vars(config.algorithm) | vars(config.network)
 
 
 def ablation(results: Results) -> list[str]:
@@ -61,7 +114,7 @@ def ablation(results: Results) -> list[str]:
         "## 1. The surrogate",
         "",
         "Average normalised score as in section 6.1 of the paper: in each task chance is 0 and the best run of the "
-        "compared settings 1; the mean over tasks and seeds, with its 95 % stratified bootstrap interval. The paper's "
+        "compared settings 1; the mean of the tasks' means over seeds, with its interval. The paper's "
         "are over all seven tasks in their first versions, and relative to the best of its own runs: orders compare, "
         "levels hardly.",
         "",
@@ -77,8 +130,17 @@ def ablation(results: Results) -> list[str]:
 
 def cells(results: Results, name: str, tasks: Iterable[str], among: list[str]) -> tuple[str, str]:
     scores = ablation_scores(results, name, tasks, among)
-    low, high = interval(scores, mean)
-    return f"{np.concatenate(scores).mean():.2f} ({low:.2f} to {high:.2f})", str(sum(map(len, scores)))
+    return ranged(scores, mean), runs_of(scores)
+
+
+def ranged(scores: Scores, statistic: Statistic) -> str:
+    """A statistic and its interval."""
+    found = interval(scores, statistic)
+    return f"{statistic(scores):.2f} ({'–' if found is None else f'{found[0]:.2f} to {found[1]:.2f}'})"
+
+
+def runs_of(scores: Scores) -> str:
+    return str(sum(map(len, scores)))
 
 
 def family(results: Results) -> list[str]:
@@ -91,121 +153,38 @@ def family(results: Results) -> list[str]:
         lines.append(f"| {env} | {number(results.chance[env])} | {' | '.join(found)} |")
     complete = [name for name in names if results.whole(name, TASKS)]
     if complete:
-        lines += ["", "All tasks together, where chance is 0 and the best published PPO 1: mean and interquartile mean"]
-        lines += ["with 95 % stratified bootstrap intervals (Agarwal et al. 2021).", ""]
-        lines += ["| | mean | interquartile mean | runs |", "|---|---|---|---|"]
+        lines += [
+            "",
+            "All tasks together, where chance is 0 and the best published PPO 1 (Agarwal et al. 2021): the mean of the "
+            "tasks' means, of all runs, and the interquartile mean, of the first seeds of every task, as many as all "
+            "tasks have. This scale sets scores of drawn actions, over the last 100 training episodes, against "
+            "Tianshou's evaluations of most likely actions: it tells settings apart, and is no share of Tianshou's.",
+            "",
+            "| | mean | runs | interquartile mean | runs |",
+            "|---|---|---|---|---|",
+        ]
     for name in complete:
         scores = [normalised(results.scores(name, env), results.chance[env], BEST[env]) for env in TASKS]
-        both = (
-            f"{s(np.concatenate(scores)):.2f} ({a:.2f} to {b:.2f})"
-            for s in (mean, iqm)
-            for a, b in [interval(scores, s)]
-        )
-        lines.append(f"| {name} | {' | '.join(both)} | {sum(map(len, scores))} |")
+        same = even(scores)
+        lines.append(f"| {name} | {ranged(scores, mean)} | {runs_of(scores)} | {ranged(same, iqm)} | {runs_of(same)} |")
     return [*lines, ""]
-
-
-def published(results: Results) -> list[str]:
-    """Table 2, continued: against the published columns."""
-    lines = [
-        "### Against what was published",
-        "",
-        *unreached(results),
-        "Tianshou's numbers are the largest mean over 10 seeds that any evaluation reached; `best evaluation` is that "
-        "measure here, of 10 evaluations in a run. Both choose the luckiest moment; `last` is the evaluation at the "
-        "end. "
-        "The bar of a PPO is the best published PPO at 1M steps (Swimmer's needs a discount of 0.9999, which "
-        "`tuned-swimmer` has); that of another algorithm is Tianshou's number.",
-        "",
-    ]
-    for algo, others in PUBLISHED.items():
-        for name in (name for name in MAIN if SETTINGS[name].algo == algo or (algo == "ppo" and name in PPOS)):
-            there = [env for env in TASKS if results.of(name, env)]
-            if there:
-                lines += [f"| {name} | last | best evaluation | bar | reached | {' | '.join(others)} |"]
-                lines += ["|---|---|---|---|---|" + "---|" * len(others)]
-            for env in there:
-                bar, best = (BEST if algo == "ppo" else others["Tianshou"])[env], best_evaluation(results.of(name, env))
-                verdict = "yes" if best >= bar else f"**no** ({number(best - bar)})"
-                theirs = " | ".join(number(c[env]) if env in c else "–" for c in others.values())
-                last = told(np.array([row["eval_mean"] for row in results.of(name, env)]))
-                lines.append(f"| {env} | {last} | {number(best)} | {number(bar)} | {verdict} | {theirs} |")
-            lines += [""] if there else []
-    return lines
-
-
-def unreached(results: Results) -> list[str]:
-    """Where the two presets of PPO stay behind, in a sentence each."""
-    lines = list[str]()
-    for name in ("tuned", "paper"):
-        there = [env for env in TASKS if results.of(name, env)]
-        behind = [env for env in there if best_evaluation(results.of(name, env)) < BEST[env]]
-        words = ", ".join(
-            f"{env} ({number(best_evaluation(results.of(name, env)))} of {number(BEST[env])})" for env in behind
-        )
-        if there:
-            lines += [
-                f"`{name}` reaches the best published PPO on {len(there) - len(behind)} of {len(there)} tasks"
-                + (f"; not on {words}." if behind else "."),
-                "",
-            ]
-    return lines
-
-
-def cost(results: Results) -> list[str]:
-    """Table 3: steps and seconds."""
-    names = [name for name in MAIN if any(results.of(name, env) for env in TASKS)]
-    lines = [
-        "## 3. Steps and seconds",
-        "",
-        f"Seconds of collecting and learning for {STEPS:,} steps at the speed of a run's median update, so without "
-        "compiling and evaluating, in one process with one thread: the median over seeds. Other work ran on the "
-        "machine at the same time. The seconds further down are those of the whole run, with compiling.",
-        "",
-        f"| task | {' | '.join(names)} | trpo / paper |",
-        "|---|" + "---|" * (len(names) + 1),
-    ]
-    for env in TASKS:
-        there = {name: rows for name in names if (rows := results.of(name, env))}
-        seconds = {k: STEPS / np.median([row["steps_per_second"] for row in rows]) for k, rows in there.items()}
-        ratio = f"{seconds['trpo'] / seconds['paper']:.1f}" if {"trpo", "paper"} <= seconds.keys() else "–"
-        each = [f"{seconds[name]:.0f}" if name in seconds else "–" for name in names]
-        lines.append(f"| {env} | {' | '.join(each)} | {ratio} |")
-    lines += ["", "Steps and seconds until the mean over seeds is half of the way from chance to the best"]
-    lines += ["published PPO.", "", f"| task | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
-    for env in TASKS:
-        goal = results.chance[env] + HALF * (BEST[env] - results.chance[env])
-        lines.append(f"| {env} | {' | '.join(reached(results.of(name, env), goal) for name in names)} |")
-    return [*lines, ""]
-
-
-def reached(rows: list[Row], goal: float) -> str:
-    """When the mean over seeds first gets there."""
-    if not rows:
-        return "–"
-    curves = [np.array(row["curve"]) for row in rows]
-    steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 500)
-    returns, seconds = (np.mean([np.interp(steps, c[:, 0], c[:, i]) for c in curves], 0) for i in (2, 1))
-    there = np.flatnonzero(returns >= goal)
-    return f"{steps[there[0]] / 1000:.0f}k, {seconds[there[0]]:.0f} s" if len(there) else "never"
 
 
 def where(results: Results) -> list[str]:
-    """Machine and versions."""
+    """Machine and versions, commits, and what was interrupted."""
     lines = list[str]()
     for described in sorted({json.dumps([row["machine"], row["versions"]]) for row in results.rows}):
         machine, versions = json.loads(described)
         lines.append(f"Machine: {machine}. Versions: {', '.join(f'{k} {v}' for k, v in versions.items())}.")
-    return lines
-
-
-def told(values: np.ndarray) -> str:
-    if not len(values):
-        return "–"
-    large = abs(values.mean()) >= LARGE
-    spread = f" ± {values.std(ddof=1):,.{0 if large else 1}f}" if len(values) > 1 else ""
-    return f"{number(values.mean())}{spread} ({len(values)})"
-
-
-def number(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= LARGE else f"{value:.1f}"
+    commits = Counter(row.get("commit") or "not written down" for row in results.rows)
+    resumed = Counter(row.get("resumed") for row in results.rows)
+    unknown = f"; of {resumed[None]} it was not written down" if resumed[None] else ""
+    return [
+        *lines,
+        "",
+        f"Commits: {', '.join(f'{name} ({count} runs)' for name, count in commits.items())}.",
+        "",
+        f"Resumed after an interruption: {resumed[True]} of {len(results.rows)} runs{unknown}. A run that was killed "
+        "and resumed by the same code is the one that was never stopped, bit for bit; one that was asked to stop is as "
+        "good as that, but not the same ([Exact resume](../../docs/architecture.md#steps-updates-checkpoints)).",
+    ]

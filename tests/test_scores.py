@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from benchmarks.scores import interval, iqm, mean, normalised
+from benchmarks.scores import COVERAGE, Statistic, even, interval, iqm, mean, normalised
 
 
 def test_chance_is_zero_and_the_best_is_one() -> None:
@@ -26,8 +26,15 @@ def test_chance_is_zero_and_the_best_is_one() -> None:
 )
 def test_iqm_by_hand(values: list[float], expected: float) -> None:
     """As scipy.stats.trim_mean(values, 0.25) has it."""
-    assert iqm(np.array(values)) == pytest.approx(expected)
-    np.testing.assert_allclose(iqm(np.array([values, values[::-1]])), [expected, expected])
+    assert iqm([np.array(values)]) == pytest.approx(expected)
+    np.testing.assert_allclose(iqm([np.array([values, values[::-1]])]), [expected, expected])
+
+
+def test_a_task_weighs_the_same_however_many_runs_it_has() -> None:
+    scores = [np.array([0.0, 0.0, 0.0, 0.0, 0.0]), np.array([1.0, 1.0, 4.0])]
+    assert mean(scores) == 1.0  # of 0 and 2; of all runs together it would be ¾
+    assert [task.tolist() for task in even(scores)] == [[0.0, 0.0, 0.0], [1.0, 1.0, 4.0]]
+    assert iqm(even(scores)) == 0.5  # of 0, 0, 1, 1; of all runs together it would be ¼
 
 
 def test_the_bootstrap_is_stratified() -> None:
@@ -35,24 +42,41 @@ def test_the_bootstrap_is_stratified() -> None:
     apart = [np.zeros(4), np.ones(4)]
     assert interval(apart, mean) == (0.5, 0.5)
     assert interval(apart, iqm) == (0.5, 0.5)
-    assert interval([np.zeros(3), np.full(6, 9.0)], mean) == (6, 6)
-    low, high = interval([np.array([0.0, 1.0])], mean)
-    assert (low, high) == (0, 1)
+    assert interval([np.zeros(3), np.full(6, 9.0)], mean) == (4.5, 4.5)
+    assert interval([np.array([0.0, 0.0, 1.0])], mean) == (0, 1)
+
+
+def test_of_one_run_or_two_there_is_no_interval() -> None:
+    """One run drawn again and again has no spread, which would look like certainty."""
+    assert interval([np.arange(9.0), np.ones(1)], mean) is None
+    assert interval([np.array([0.0, 1.0])], mean) is None
+    assert interval([np.arange(3.0)], mean) is not None
 
 
 def test_the_interval_by_hand() -> None:
-    """Of two runs 0 and 1, the mean of a draw is 0, ½ or 1, with chances of ¼, ½ and ¼."""
-    scores = [np.array([0.0, 1.0])]
-    assert interval(scores, mean, level=0.4) == (0.5, 0.5)
-    assert interval(scores, mean, level=0.6) == (0, 1)
+    """Of three runs 0, 0 and 1, the mean of a draw is 0, ⅓, ⅔ or 1, with chances of 8, 12, 6 and 1 in 27."""
+    scores = [np.array([0.0, 0.0, 1.0])]
+    assert interval(scores, mean, level=0.3) == pytest.approx((1 / 3, 1 / 3))
+    assert interval(scores, mean, level=0.6) == pytest.approx((0, 2 / 3))
 
 
 @pytest.mark.parametrize("statistic", [mean, iqm])
-def test_the_interval_covers_what_it_promises(statistic: object) -> None:
+def test_the_interval_covers_what_it_promises(statistic: Statistic) -> None:
     """Three tasks of 20 runs, many times over: 95 % of the intervals hold the truth, give or take."""
-    random, held, times = np.random.default_rng(1), 0, 400
+    assert 0.90 <= covered(20, (0.5, 1.0, 2.0), statistic, times=400) <= 0.98
+
+
+@pytest.mark.parametrize(("runs", "tasks"), COVERAGE)
+def test_of_few_runs_it_covers_less_and_the_page_may_say_how_much(runs: int, tasks: int) -> None:
+    """The standard error of a share of 4,000 intervals is 0.006."""
+    assert abs(covered(runs, (1.0,) * tasks, mean, times=4000) - COVERAGE[runs, tasks]) <= 0.015
+
+
+def covered(runs: int, spreads: tuple[float, ...], statistic: Statistic, times: int) -> float:
+    """The share of intervals that hold the truth; scores are normal about 0, and so both statistics are 0."""
+    random, held = np.random.default_rng(1), 0
     for i in range(times):
-        scores = [random.normal(0, scale, 20) for scale in (0.5, 1.0, 2.0)]  # symmetric: both statistics are 0
-        low, high = interval(scores, statistic, draws=400, seed=i)  # type: ignore[arg-type]
-        held += low <= 0 <= high
-    assert 0.90 <= held / times <= 0.98
+        found = interval([random.normal(0, spread, runs) for spread in spreads], statistic, draws=400, seed=i)
+        assert found is not None
+        held += found[0] <= 0 <= found[1]
+    return held / times
