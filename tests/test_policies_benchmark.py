@@ -1,4 +1,4 @@
-"""The page of benchmarks/policies.py says what its rows say, and what is not there."""
+"""The pages of benchmarks/policies.py and recurrent.py say what their rows say, and what is not there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: mujoco.py there must not hide the package
 
-from benchmarks import policies
+from benchmarks import policies, recurrent
 
 PONG, REPEAT, TAXI = "Pong-v5", "Repeat previous (4 ago), transformer", "Taxi, masked; a forbidden action raises"
 
@@ -59,3 +59,13 @@ def test_a_trained_policy_is_filmed_and_what_cannot_be_is_told(
     (tmp_path / "policies.json").write_text(json.dumps([row(PONG, 0, 1.0, 1.0, 10)]))
     policies.write_table(tmp_path, tmp_path)
     assert "[Racetrack-v0, filmed](policies-Racetrack-v0.mp4)" in (tmp_path / "policies.md").read_text()
+
+
+def test_ratios_are_of_runs_in_the_same_round() -> None:
+    rates = {("none", "off"): [900.0, 600.0, 800.0], ("gru", "off"): [300.0, 100.0, 400.0]}
+    rows = [recurrent.row(key, rates) for key in rates]
+    assert [row["ratios"] for row in rows] == [[1, 1, 1], [3, 6, 2]]
+    told = {"command": "c", "machine": "m", "versions": {"v": "1"}, "load_before": 0.1, "rows": rows}
+    *_, first, second = recurrent.table(told).splitlines()
+    assert first == "| no | none | 800 [600–900] | 1 | – |"
+    assert second == "| no | gru | 300 [100–400] | 3.00 [2.00–6.00] | yes |"
