@@ -4,6 +4,7 @@
 
 Each run is resumable: one that was stopped goes on from its last checkpoint, one that is done is not run again. Results
 are added to benchmarks/results/policies.json as they come; `--table` writes policies.md and the pictures from them.
+Of the driving, what the first seed learned is filmed.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +23,15 @@ import worlds
 from machine import machine, versions
 
 import proximo
+from proximo.errors import ProximoError
 from proximo.run.folder import read_rows
+from proximo.run.loading import opened
+from proximo.run.play import record_video
 from proximo.run.plot import plot_runs
 
 RESULTS = Path(__file__).parent / "results"
 LSTM: dict[str, Any] = dict(memory="lstm", memory_size=64, sequence=32)
+FILMED = 450  # steps at most, 15 seconds: under a megabyte
 SMALL: dict[str, Any] = dict(envs=16, horizon=128, epochs=10, minibatches=8, lr=1e-3, gamma=0.98, lam=0.9)
 SWING: dict[str, Any] = dict(envs=8, horizon=512, epochs=10, minibatches=16, lr=1e-3, gamma=0.9, lam=0.95)
 
@@ -41,6 +46,7 @@ class Task:
     bar: float | None
     settings: dict[str, Any] = field(default_factory=dict)
     training: bool = False  # what must reach the bar: the last 100 games of training, not the evaluation
+    filmed: bool = False
 
 
 TASKS = (
@@ -57,7 +63,7 @@ TASKS = (
     Task("MultiDiscrete: four dials", worlds.Dials, 300_000, 0.95, SMALL),
     Task("Dict: a picture and a word, a hand and a place", worlds.Reach, 500_000, 0.8, SMALL | dict(gamma=0.5)),
     Task("BipedalWalker-v3", "BipedalWalker-v3", 5_000_000, 280),
-    Task("Racetrack-v0", "Racetrack-v0", 300_000, None),
+    Task("Racetrack-v0", "Racetrack-v0", 300_000, None, filmed=True),
     Task("Pong-v5", "Pong-v5", 10_000_000, 18, dict(precision="bfloat16", threads=2), training=True),
     Task("Breakout-v5", "Breakout-v5", 10_000_000, None, dict(precision="bfloat16", threads=2)),
     Task("StarpilotEasy-v0", "StarpilotEasy-v0", 5_000_000, None, dict(precision="bfloat16", threads=2)),
@@ -81,6 +87,8 @@ def main() -> None:
                     row = trained(task, seed, args.work)
                     keep(args.results, row)
                     print(f"{task.name}, seed {seed}: {row['eval_mean']:.3f} in {row['seconds']:.0f} s", flush=True)
+                    if task.filmed and seed == 0:
+                        film(folder(args.work, task, seed), args.results / f"policies-{task.name}.mp4")
     write_table(args.results, args.work)
 
 
@@ -112,6 +120,16 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
     }
 
 
+def film(run: Path, video: Path) -> None:
+    """The first steps of an episode of a trained policy; where they cannot be filmed, why."""
+    try:
+        agent, env, settings = opened(run, None, print)
+        frames, _ = record_video(agent, env, replace(settings, max_episode_steps=FILMED), video, 1)
+        print(f"{video}: {frames} frames", flush=True)
+    except ProximoError as error:
+        print(f"no video of {run}: {error}", flush=True)
+
+
 def keep(results: Path, row: dict[str, Any]) -> None:
     """Add or replace one run's result."""
     results.mkdir(exist_ok=True)
@@ -124,32 +142,50 @@ def keep(results: Path, row: dict[str, Any]) -> None:
 def write_table(results: Path, work: Path) -> None:
     """policies.md, and a learning curve for each task whose runs are at hand."""
     rows = json.loads((results / "policies.json").read_text())
+    films = list[str]()
     lines = [
         "# Policies that see, remember and obey",
         "",
-        "Mean return of 20 evaluation episodes (most likely actions) at the end of training, and of the last 100 of",
-        "training (actions drawn; of games, whole ones). Fewer than 10 seeds is a pilot, which all of these are.",
+        "Mean return of evaluation episodes (most likely actions) at the end of training, and of the last 100 of",
+        "training (actions drawn; of games, whole ones). A task with fewer than 10 seeds is a pilot.",
         "",
         "    python benchmarks/policies.py",
         "",
         f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}.",
         "",
-        "| task | steps | to reach | evaluation, each seed | last 100 of training | seconds a run (median) |",
-        "|---|---|---|---|---|---|",
+        "| task | steps | to reach | reached | evaluation, each seed | episodes | last 100 of training "
+        "| seconds a run (median) |",
+        "|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         mine = sorted((row for row in rows if row["task"] == task.name), key=lambda row: row["seed"])
-        if not mine:
-            continue
-        bar = "–" if task.bar is None else f"≥ {task.bar:g}{' in training' if task.training else ''}"
-        each, drawn = (", ".join(f"{row[name]:.4g}" for row in mine) for name in ("eval_mean", "train_return_last_100"))
-        seconds = np.median([row["seconds"] for row in mine])
-        lines.append(f"| {task.name} | {mine[0]['step']:,} | {bar} | {each} | {drawn} | {seconds:,.0f} |")
+        lines.append(f"| {' | '.join(cells(task, mine))} |")
         runs = [path for row in mine if (path := folder(work, task, row["seed"])).exists()]
         if runs:
             plot_runs(runs, results / f"policies-{runs[0].name.rsplit('-', 1)[0]}.png")
+        if (results / f"policies-{task.name}.mp4").exists():
+            films.append(f"[{task.name}, filmed](policies-{task.name}.mp4)")
     described = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows}
-    (results / "policies.md").write_text("\n".join([*lines, "", *sorted(described), ""]))
+    (results / "policies.md").write_text(
+        "\n".join([*lines, "", *films, *([""] if films else []), *sorted(described), ""])
+    )
+
+
+def cells(task: Task, rows: list[dict[str, Any]]) -> list[str]:
+    """A task's line: its rows are those of its seeds."""
+    bar = "–" if task.bar is None else f"≥ {task.bar:g}{' in training' if task.training else ''}"
+    if not rows:
+        return [task.name, f"{task.steps:,}", bar, "not run", *["–"] * 4]
+    numbers = {name: [row[name] for row in rows] for name in ("eval_mean", "train_return_last_100")}
+    evaluated, drawn = (", ".join(f"{x:.4g}" for x in column) for column in numbers.values())
+    counted = numbers["train_return_last_100" if task.training else "eval_mean"]
+    short = [x for x in counted if task.bar is not None and x < task.bar]
+    most = f"{len(rows) - len(short)} of {len(rows)}; " if len(short) < len(rows) else ""
+    missed = f"{most}no: {', '.join(f'{x:.4g}' for x in short)}"
+    reached = "–" if task.bar is None else missed if short else "yes"
+    episodes = ", ".join(map(str, sorted({row["eval_episodes"] for row in rows})))
+    seconds = np.median([row["seconds"] for row in rows])
+    return [task.name, f"{rows[0]['step']:,}", bar, reached, evaluated, episodes, drawn, f"{seconds:,.0f}"]
 
 
 if __name__ == "__main__":

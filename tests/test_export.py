@@ -19,13 +19,14 @@ from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, MultiDiscrete, Te
 import proximo
 from proximo.batch import leaves_of, tree_map
 from proximo.errors import ConfigError, ExportError
-from proximo.models.actor_critic import ActorCritic
+from proximo.models.actor_critic import OURS, ActorCritic
 from proximo.models.network import Network
-from proximo.models.normalize import RunningMoments
+from proximo.models.normalize import Normalizer, RunningMoments
+from proximo.models.own import Own
 from proximo.observations import space_map
 from proximo.run import export
 from proximo.run.agent import Agent
-from proximo.run.agreement import disagreement, observations
+from proximo.run.agreement import disagreement, observations, walks
 from proximo.run.export import export_agent
 from proximo.run.program import Program, named
 from tests.conftest import Command, Complaint
@@ -61,10 +62,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-def agent_of(network: dict[str, Any], observation: gym.Space, action: gym.Space, gain: float = 1.0) -> Agent:
+def agent_of(
+    network: dict[str, Any], observation: gym.Space, action: gym.Space, gain: float = 1.0, own: Own = OURS
+) -> Agent:
     """An agent that does different things in different places, whose normalisers have seen something."""
     torch.manual_seed(0)
-    policy = ActorCritic(observation, action, Network(**{"hidden": (8,), "memory_size": 8, **network}))
+    policy = ActorCritic(observation, action, Network(**{"hidden": (8,), "memory_size": 8, **network}), own)
     with torch.no_grad():
         for parameter in policy.actor.parameters():
             if parameter.ndim == 2:
@@ -207,6 +210,91 @@ def test_the_normaliser_counts() -> None:
     assert disagreement(agent, program, runtime(program)) > 1e-5
 
 
+def test_the_walk_goes_on_when_stack_and_window_are_full() -> None:
+    """What errs only where nothing of the beginning is seen any more is found, by a walk that takes no minute."""
+    for network in (dict(memory="transformer", memory_window=12), dict(frame_stack=9)):
+        agent = agent_of(network, VECTOR, HALF)
+        program = Program(agent)
+
+        def late(given: dict[str, np.ndarray], program: Program = program) -> dict[str, np.ndarray]:
+            made, known = runtime(program)(given), given["memory_1"]
+            full = known.all(1) if known.ndim == 2 else known == 8
+            made["action"] = np.where(full[:, None, None], HALF.low, made["action"])
+            return made
+
+        assert disagreement(agent, program, runtime(program)) <= 1e-6
+        assert disagreement(agent, program, late) > 1e-3
+        assert sum(lanes * steps for lanes, steps in walks(agent)) < 160
+
+
+class Encoder(torch.nn.Module):
+    """All leaves in a row, scaled by statistics of its own over all of them, through a layer."""
+
+    def __init__(self, space: gym.Space) -> None:
+        super().__init__()
+        self.scale, self.layer = Normalizer(5), torch.nn.Linear(5, 6)
+
+    def forward(self, observation: Any) -> torch.Tensor:
+        return self.layer(self.scale(torch.cat(leaves_of(observation), -1))).tanh()
+
+
+class Core(torch.nn.Module):
+    """A gated recurrent unit."""
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.features, self.cell = 7, torch.nn.GRUCell(inputs, 7)
+
+    def initial(self, lanes: int) -> tuple[torch.Tensor, ...]:
+        return (self.cell.weight_hh.new_zeros(lanes, 7),)
+
+    def forward(self, inputs: torch.Tensor, state: Any, start: torch.Tensor) -> tuple[torch.Tensor, Any]:
+        (hidden,), outputs = state, []
+        for row, begins in zip(inputs, start, strict=True):
+            hidden = self.cell(row, hidden * ~begins.unsqueeze(-1))
+            outputs.append(hidden)
+        return torch.stack(outputs), (hidden,)
+
+
+PARTS = Dict(a=Box(-np.inf, np.inf, (2,), np.float32), b=Box(-np.inf, np.inf, (3,), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("own", "seen", "network", "file"),
+    [
+        (Own(Encoder), PARTS, dict(normalize_observation=True), "onnx"),
+        (Own(Encoder), VECTOR, dict(memory="gru"), "torch"),
+        (Own(core=Core), PARTS, dict(normalize_observation=True), "onnx"),
+        (Own(Encoder, Core), VECTOR, dict(normalize_observation=True), "torch"),
+    ],
+)
+def test_own_parts_are_exported(own: Own, seen: gym.Space, network: dict[str, Any], file: str, tmp_path: Path) -> None:
+    agent = agent_of(network, seen, HALF, own=own)
+    files = {"torch": tmp_path / "a.pt2"} | ({"onnx": tmp_path / "a.onnx"} if file == "onnx" else {})
+    written = export_agent(agent, **files)
+    assert max(written.files.values()) <= 1e-5
+    loaded = torch.export.load(tmp_path / "a.pt2").module()
+
+    def call(inputs: dict[str, Any]) -> dict[str, Any]:
+        with torch.no_grad():
+            return tree_map(lambda x: x.numpy(), loaded(tree_map(torch.as_tensor, inputs)))
+
+    follow(agent, call, 7)
+
+
+def test_observations_are_drawn_around_what_was_seen_of_their_own_leaf() -> None:
+    """Not around the statistics of another leaf, or those that a user's encoder keeps of something else."""
+    for normalize in (False, True):
+        agent = agent_of(dict(normalize_observation=normalize), PARTS, HALF, own=Own(Encoder))
+        if normalize:
+            for i, normalizer in enumerate(agent.policy.trunk.encoder.scale.boxes):
+                normalizer.moments.mean.fill_(100 * (i + 1))
+                normalizer.moments.variance.fill_(1)
+        drawn = observations(agent, 500, np.random.default_rng(0))
+        for i, key in enumerate("ab"):
+            assert np.median(drawn[key]) == pytest.approx(100 * (i + 1) if normalize else 0, abs=0.5)
+
+
 def test_choices_and_roundings_that_are_as_good_are_the_same() -> None:
     """All choices alike, and an action between two whole numbers: either is what the agent would do."""
     space = Tuple([Discrete(3), MultiDiscrete([2, 2]), Box(0, 3, (2,), np.int64)])
@@ -283,6 +371,9 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
         export_agent(agent, torch=tmp_path / "a.pt2")
     with pytest.raises(ConfigError, match="which file"):
         export_agent(agent)
+    brief = agent_of(dict(precision="bfloat16"), Box(0, 255, (9, 9, 3), np.uint8), Discrete(2))
+    with pytest.raises(ExportError, match="no bfloat16 convolutions: --torch"):
+        export_agent(brief, onnx=tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
 
 

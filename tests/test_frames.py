@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from proximo.batch import leaves_of
 from proximo.errors import UnsupportedSpace
 from proximo.models.actor_critic import ActorCritic
+from proximo.models.encoders import Flat
 from proximo.models.frames import Frames
 from proximo.models.network import Network
 from proximo.run.agent import Agent
@@ -101,6 +102,27 @@ def test_every_leaf_is_stacked() -> None:
     assert policy.trunk.encoder.leaves["/gray"].image == (3, 36, 36)
 
 
+@pytest.mark.parametrize("channels", ["auto", "first", "last"])
+@pytest.mark.parametrize(("k", "side"), [(4, 20), (8, 7)])
+def test_stacks_of_gray_frames_have_no_colours(k: int, side: int, channels: Any) -> None:
+    """Wherever colours are said to be, and however many frames there are: the frames are what is looked through."""
+    space = spaces.Box(0, 255, (side, side), np.uint8)
+    policy = ActorCritic(space, spaces.Discrete(2), Network(frame_stack=k, channels=channels, hidden=(8,)))
+    assert (policy.trunk.encoder.last, policy.trunk.encoder.image) == (False, (k, side, side))
+    coloured = spaces.Box(0, 255, (side, side, 3), np.uint8)
+    if channels != "first":
+        policy = ActorCritic(coloured, spaces.Discrete(2), Network(frame_stack=k, channels=channels, hidden=(8,)))
+        assert (policy.trunk.encoder.last, policy.trunk.encoder.image) == (True, (3 * k, side, side))
+
+
+def test_a_stack_of_rows_of_bytes_is_no_image() -> None:
+    """A game's memory, for example: rows are kept as float32, and so are stacks of them."""
+    space = spaces.Box(0, 255, (128,), np.uint8)
+    policy = ActorCritic(space, spaces.Discrete(2), Network(frame_stack=4, normalize_observation=True, hidden=(8,)))
+    assert isinstance(policy.trunk.encoder, Flat)
+    assert Agent(policy, space, spaces.Discrete(2)).act(space.sample()) in (0, 1)
+
+
 def test_frames_are_kept_once() -> None:
     """A collection holds each frame once, and k − 1 before each sequence."""
     space = spaces.Box(0, 255, (40, 40), np.uint8)
@@ -123,6 +145,7 @@ def test_frames_are_kept_once() -> None:
     assert batch.memory[0][0].shape == (2, 2, 3, 40, 40)
     kept = [leaf for leaf in leaves_of(vars(batch)) if leaf.dtype == torch.uint8]
     assert sum(leaf.numel() for leaf in kept) == (32 + 2 * 3) * 2 * 40 * 40
+    assert batch.observation.data_ptr() == source.seen.leaves[0].rows.ctypes.data, "the source has them as well"
 
 
 def test_the_running_statistics_are_those_of_stacks() -> None:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,11 @@ from proximo.compiler import compiling
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.objectives import clip, entropy, value_error
+from proximo.run import session
 from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd
 
+EVALUATED = 500  # steps
 PACKAGES = ("proximo", "torch", "gymnasium", "numpy", "mujoco", "envpool")
 
 
@@ -49,6 +52,8 @@ def trained(name: str, work: Work, steps: int, seed: int, compile: str, precisio
     """The whole cycle, as `proximo train` does it."""
     updates: list[float] = []
     ppo.sgd = clocked(ppo.sgd, updates)
+    if work.pixels:
+        session.single = partial(shortened, session.single)
     with tempfile.TemporaryDirectory() as folder:
         run = proximo.train(
             work.env,
@@ -61,7 +66,6 @@ def trained(name: str, work: Work, steps: int, seed: int, compile: str, precisio
             compile=compile,
             threads=2 if work.pixels else 1,
             precision=precision,
-            max_episode_steps=500 if work.pixels else None,  # for the evaluation's sake
             envs=work.envs,
             horizon=work.horizon,
             epochs=work.epochs,
@@ -91,6 +95,11 @@ def trained(name: str, work: Work, steps: int, seed: int, compile: str, precisio
         final_return=run.metrics["return_mean"],
     )
     report(name, work, last["step"] - first["step"], seconds, PACKAGES, **more)
+
+
+def shortened(single: Callable[..., Any], env: Any, limit: int | None = None, **options: Any) -> Any:
+    """Makes what is evaluated, at the end and off the clock: the first steps of a game, which may be endless."""
+    return single(env, limit or EVALUATED, **options)
 
 
 def clocked(function: Callable[..., Any], seconds: list[float]) -> Callable[..., Any]:

@@ -56,8 +56,8 @@ class Trunk(nn.Module):
     def __init__(self, space: gym.Space, network: Network, own: Own) -> None:
         super().__init__()
         if own.encoder is None:
-            encoding = Encoding(network.normalize_observation, network.images, network.channels, network.precision)
-            self.encoder: Any = encoder_for(space, encoding)
+            seen = network.normalize_observation, network.images, network.channels, network.precision
+            self.encoder: Any = encoder_for(space, Encoding(*seen, stacked=network.frame_stack > 1))
         else:
             self.encoder = Rows(own.encoder, space, network.normalize_observation)
         self.core: Any = None

@@ -45,6 +45,9 @@ class Encoding:
     precision: Literal["float32", "bfloat16"] = "float32"
     """What image networks multiply in."""
 
+    stacked: bool = False
+    """Whether the first dimension of every leaf is that of a stack: then images of three have no colours."""
+
 
 def encoder_for(space: gym.Space, encoding: Encoding | None = None) -> nn.Module:
     """The encoder of observations of this space; UnsupportedSpace, which names the leaf, where there is none.
@@ -63,7 +66,8 @@ def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
     shape, _ = storage(leaf, path)
     match leaf:
         case gym.spaces.Box() if is_image(leaf) and encoding.images != "numbers":
-            return ImageEncoder(shape, encoding.images, encoding.channels, pointer(path), encoding.precision)
+            channels = "first" if encoding.stacked and len(shape) == 3 else encoding.channels
+            return ImageEncoder(shape, encoding.images, channels, pointer(path), encoding.precision)
         case gym.spaces.Box() | gym.spaces.MultiBinary():
             normalized = encoding.normalize and isinstance(leaf, gym.spaces.Box)
             vector = Normalizer(math.prod(shape)) if normalized else Vector(math.prod(shape))

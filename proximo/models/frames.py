@@ -15,7 +15,7 @@ from torch import Tensor
 
 from proximo.batch import tree_map
 from proximo.errors import UnsupportedSpace
-from proximo.observations import Path, pointer, space_map, zeros
+from proximo.observations import Path, pointer, space_map, storage, zeros
 
 State = tuple[Any, Tensor]  # the last k − 1 frames [N, k − 1, ...], and how many of them are of the open episode [N]
 
@@ -88,7 +88,8 @@ def stacked_space(space: gym.Space, k: int) -> Any:
         match leaf:
             case gym.spaces.Box():
                 low, high = (np.repeat(bound[None], k, 0) for bound in (leaf.low, leaf.high))
-                return gym.spaces.Box(low, high, dtype=leaf.dtype.type)
+                kept = storage(leaf, path).dtype if leaf.dtype == np.uint8 else leaf.dtype  # a row of bytes is no image
+                return gym.spaces.Box(low, high, dtype=kept.type)
             case gym.spaces.MultiBinary():
                 return gym.spaces.MultiBinary([k, *leaf.shape])
             case gym.spaces.Discrete():

@@ -107,14 +107,14 @@ class Scale(nn.Module):
             if path not in self.paths:
                 return part
             normalizer = self.boxes[self.paths.index(path)]
-            return normalizer(part.reshape(len(part), normalizer.features)).view(part.shape)
+            return normalizer(part.reshape(-1, normalizer.features)).view(part.shape)
 
         return space_map(scaled, self.space)
 
     def observe(self, rows: Any, mask: Tensor) -> None:
         for path, normalizer in zip(self.paths, self.boxes, strict=True):
             part: Tensor = reduce(getitem, path, rows)
-            normalizer.observe(part.reshape(len(part), normalizer.features), mask)
+            normalizer.observe(part.reshape(-1, normalizer.features), mask)
 
 
 def flattened(space: gym.Space, observation: Any) -> tuple[Any, tuple[int, ...]]:

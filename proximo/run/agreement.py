@@ -10,17 +10,19 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from proximo.batch import Batch, leaves_of, tree_map, with_leaves
-from proximo.models.encoders import TreeEncoder
+from proximo.models.encoders import Flat, TreeEncoder
+from proximo.models.memory import Transformer
 from proximo.models.normalize import Normalizer
-from proximo.observations import pointer, space_map
+from proximo.models.own import Rows
+from proximo.observations import Path, pointer, space_map
 from proximo.run.agent import Agent
 from proximo.run.program import Program, bounds_of, parts
 from proximo.sources.buffers import Leaf
 
-LANES, STEPS = (1, 32), 4  # episodes side by side, of each of which so many steps are compared
+LANES, STEPS = 32, 4
 Runtime = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
 
 
@@ -35,12 +37,12 @@ def disagreement(agent: Agent, program: Program, runtime: Runtime) -> float:
     rng, found = np.random.default_rng(0), list[float]()
     for leaf in agent.leaves:
         leaf.space.seed(0)
-    for lanes in LANES:
+    for lanes, steps in walks(agent):
         agent.reset()
         memory, remembered = agent.policy.initial(lanes), program.initial(lanes)
-        for step in range(STEPS):
+        for step in range(steps):
             seen = observations(agent, lanes, rng)
-            begun = rng.random(lanes) < (0.2 if step else 0.5)  # at first there is nothing to forget
+            begun = rng.random(lanes) < (0.5 if step == 0 else 0.2 if lanes > 1 else 0)  # at first nothing to forget
             rows, start = agent.rows(seen)[0], torch.from_numpy(begun)
             inputs = program.inputs(rows, remembered, start)
             made = runtime({name: tensor.numpy() for name, tensor in inputs.items()})
@@ -50,6 +52,14 @@ def disagreement(agent: Agent, program: Program, runtime: Runtime) -> float:
             memory, remembered = agent.memory, {name: torch.from_numpy(made[f"next_{name}"]) for name in remembered}
             found += map(of_memory, leaves_of(memory), remembered.values())  # a critic's own comes last, and is left
     return float(np.max(found))
+
+
+def walks(agent: Agent) -> list[tuple[int, int]]:
+    """(lanes, steps) that are compared: one episode that outlasts stack and window, many that end early."""
+    policy: Any = agent.policy
+    stack = 0 if policy.frames is None else policy.frames.k - 1
+    window = policy.trunk.core.window - 1 if isinstance(policy.trunk.core, Transformer) else 0
+    return [(1, stack + window + STEPS), (LANES, STEPS)]
 
 
 def of_actions(agent: Agent, shown: Batch, own: list[Any], theirs: list[Any]) -> float:
@@ -117,12 +127,21 @@ def numbers(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> n
     bounded = high - low <= 20
     middle, spread = np.where(bounded, (low + high) / 2, np.clip(0, low, high)), np.where(bounded, (high - low) / 2, 1)
     policy: Any = agent.policy
-    encoder: Any = policy.trunk.encoder
-    if isinstance(encoder, TreeEncoder):
-        encoder = dict(encoder.leaves.items()).get(pointer(leaf.path), nn.Identity())
-    for module in encoder.modules():
-        if isinstance(module, Normalizer):
-            moments = (module.moments.mean, module.moments.std())  # of stacks, the newest frame's
-            middle, spread = (x.numpy().reshape(-1, *leaf.shape)[-1] for x in moments)
+    if (normalizer := normalizer_of(policy.trunk.encoder, leaf.path)) is not None:
+        moments = (normalizer.moments.mean, normalizer.moments.std())  # of stacks, the newest frame's
+        middle, spread = (x.numpy().reshape(-1, *leaf.shape)[-1] for x in moments)
     far = rng.normal(size=(lanes, *leaf.shape)) * rng.choice([0.3, 3.0, 30.0], (lanes, *[1] * len(leaf.shape)))
     return np.clip(middle + spread * far, leaf.space.low, leaf.space.high)
+
+
+def normalizer_of(encoder: Any, path: Path) -> Normalizer | None:
+    """Our running statistics of a leaf; what a user's own encoder keeps is not known to be any leaf's."""
+    match encoder:
+        case Rows():
+            scale = encoder.scale
+            return scale.boxes[scale.paths.index(path)] if scale is not None and path in scale.paths else None
+        case TreeEncoder():
+            return normalizer_of(dict(encoder.leaves.items()).get(pointer(path)), path)
+        case Flat():
+            return normalizer_of(encoder.vector, path)
+    return encoder if isinstance(encoder, Normalizer) else None

@@ -20,7 +20,7 @@ from torch import Tensor
 from proximo.errors import ConfigError, ExportError, MissingExtra, ProximoError
 from proximo.models.own import MakeCore, MakeEncoder, Own
 from proximo.run.agent import Agent
-from proximo.run.agreement import LANES, STEPS, Runtime, disagreement, observations
+from proximo.run.agreement import Runtime, disagreement, observations, walks
 from proximo.run.files import replace_durably
 from proximo.run.loading import load_agent
 from proximo.run.program import Program, ours
@@ -43,6 +43,7 @@ class Exported(NamedTuple):
     files: dict[Path, float]  # and the greatest difference from the agent, see `agreement.disagreement`
     inputs: list[Port]
     outputs: list[Port]
+    steps: int  # that were compared
 
     def summary(self) -> list[str]:
         """It in lines."""
@@ -52,7 +53,7 @@ class Exported(NamedTuple):
             f"  {kind:6}  {port.name:{width}}  {port.dtype:7} [{', '.join(('N', *map(str, port.shape)))}]"
             for kind, port in ports
         ]
-        how = f"acts as the agent does in {sum(LANES) * STEPS} steps"
+        how = f"acts as the agent does in {self.steps} steps"
         checked = [f"{file}: {how}, greatest difference {far:.1g}" for file, far in self.files.items()]
         return [*checked, *lines]
 
@@ -105,7 +106,8 @@ def export_agent(agent: Agent, onnx: str | Path | None = None, torch: str | Path
             raise ExportError(f"{file} is not written: it would differ from the agent by {files[file]:.1g}")
     for file, content in contents.items():
         write(file, content)
-    return Exported(files, ports(inputs), ports(outputs))
+    compared = sum(lanes * steps for lanes, steps in walks(agent))
+    return Exported(files, ports(inputs), ports(outputs), compared)
 
 
 def trace(agent: Agent, program: Program) -> tuple[dict[str, Tensor], dict[str, Tensor], Any]:

@@ -1,0 +1,150 @@
+"""What does remembering cost? PPO without memory against recurrent PPO, from the first step to the last gradient.
+
+    python benchmarks/recurrent.py [--rounds 7] [--seconds 5] [--only lstm …] [--compile on off] [--results DIR]
+
+Each memory learns CartPole with the settings of benchmarks/policies.py, compiled and not, in a run of its own. A round
+gives every run so many seconds of whole cycles (collect, learn, log), in an order that rotates from round to round; a
+ratio is that of two runs in the same round, so that what else the machine does meets both. recurrent.json and
+recurrent.md say what the ratios were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from machine import machine, versions
+from policies import LSTM, SMALL
+from speed import rotated
+
+from proximo.compiler import compiling
+from proximo.run import loop, session
+from proximo.run.log import RunLog
+from proximo.run.machine import computing
+from proximo.run.profile import Cycles
+from proximo.run.seeding import seed_all
+from proximo.run.signals import Interrupts
+
+ENV, LIMIT = "CartPole-v1", 3.0  # times the seconds of a step without memory
+MEMORIES = ("lstm", "gru", "transformer")
+WARM = 3  # cycles that are not counted: the first compile
+Key = tuple[str, str]  # memory, and whether it is compiled: "on" or "off"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--seconds", type=float, default=5.0, help="of a run in a round")
+    parser.add_argument("--only", nargs="*", choices=MEMORIES, default=list(MEMORIES))
+    parser.add_argument("--compile", nargs="*", choices=("on", "off"), default=["on", "off"])
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    args = parser.parse_args()
+    command = f"python benchmarks/recurrent.py --rounds {args.rounds} --seconds {args.seconds:g}"
+    command += "" if args.only == list(MEMORIES) else f" --only {' '.join(args.only)}"
+    command += "" if args.compile == ["on", "off"] else f" --compile {' '.join(args.compile)}"
+    told: dict[str, Any] = {"command": command, "machine": machine(), "versions": versions()}
+    told["load_before"] = round(os.getloadavg()[0], 2)
+    rates = measured([(memory, how) for how in args.compile for memory in ("none", *args.only)], args)
+    told["rows"] = [row(key, rates) for key in rates]
+    args.results.mkdir(parents=True, exist_ok=True)
+    (args.results / "recurrent.json").write_text(json.dumps(told, indent=1) + "\n")
+    (args.results / "recurrent.md").write_text(table(told))
+    print((args.results / "recurrent.md").read_text())
+
+
+def measured(keys: list[Key], args: argparse.Namespace) -> dict[Key, list[float]]:
+    """Live steps a second of every run, round by round."""
+    rates: dict[Key, list[float]] = {key: [] for key in keys}
+    with ExitStack() as stack:
+        interrupts = stack.enter_context(Interrupts())
+        runs = {key: stack.enter_context(runner(*key, interrupts)) for key in keys}
+        for memory, compile in keys:
+            with compiling(compile == "on"):
+                taken, _ = runs[memory, compile].go(0, WARM)
+            print(f"{memory}, compile {compile}: the first cycle took {taken[0]:.1f} s", flush=True)
+        for number in range(args.rounds):
+            for memory, compile in rotated(keys, number):
+                with compiling(compile == "on"):
+                    taken, steps = runs[memory, compile].go(args.seconds, 1)
+                rates[memory, compile].append(steps / sum(taken))
+                print(f"round {number}: {memory}, compile {compile}: {steps / sum(taken):,.0f} steps/s", flush=True)
+    return rates
+
+
+@contextmanager
+def runner(memory: str, compile: str, interrupts: Interrupts) -> Iterator[Cycles]:
+    """A run that is ready for its first cycle."""
+    remembering = {} if memory == "none" else LSTM | dict(memory=memory)
+    settings = SMALL | remembering | dict(compile=compile, threads=1, steps=10**9, checkpoint_every=10**9)
+    config, _ = session.preset_config(ENV, "ppo", "discrete", settings)
+    config, lanes, _ = session.fitted(ENV, config)
+    with tempfile.TemporaryDirectory() as folder, computing(config):
+        seed_all(config.run.seed)
+        run = session.build(ENV, config, lanes)
+        run.folder = Path(folder)
+        log = RunLog(run.folder, 0)
+        try:
+            loop.start_lanes(run)
+            yield Cycles(run, log, interrupts)
+        finally:
+            run.source.close()
+            log.close()
+
+
+def row(key: Key, rates: dict[Key, list[float]]) -> dict[str, Any]:
+    """What was measured of one run, and how many times the time of the run without memory a step takes."""
+    memory, compile = key
+    ratios = np.array(rates["none", compile]) / np.array(rates[key])
+    return {
+        "memory": memory,
+        "compile": compile,
+        "steps_per_second": [round(rate, 1) for rate in rates[key]],
+        "ratios": [round(float(ratio), 3) for ratio in ratios],
+    }
+
+
+def table(told: dict[str, Any]) -> str:
+    """recurrent.md."""
+    rounds = len(told["rows"][0]["ratios"])
+    lines = [
+        "# What remembering costs",
+        "",
+        f"PPO on {ENV}, {SMALL['envs']} lanes × {SMALL['horizon']} steps, {SMALL['epochs']} epochs × "
+        f"{SMALL['minibatches']} minibatches, one thread; memories of {LSTM['memory_size']}",
+        f"units, learned from in sequences of {LSTM['sequence']} steps. Whole cycles: collecting, learning, logging.",
+        f"steps/s: median [least–most] of {rounds} rounds. times: the time of a step, as a multiple of that without",
+        "memory in the same round, median [least–most].",
+        f"At most {LIMIT:g}× was asked for.",
+        "",
+        f"    {told['command']}",
+        "",
+        f"Machine: {told['machine']}, load before {told['load_before']:.1f}. "
+        f"{', '.join(f'{name} {number}' for name, number in told['versions'].items())}.",
+        "",
+        f"| compiled | memory | steps/s | times | at most {LIMIT:g}× |",
+        "|---|---|---|---|---|",
+    ]
+    for row in told["rows"]:
+        cells = ["yes" if row["compile"] == "on" else "no", row["memory"], spread(row["steps_per_second"], ",.0f")]
+        if row["memory"] == "none":
+            cells += ["1", "–"]
+        else:
+            cells += [spread(row["ratios"], ".2f"), "yes" if np.median(row["ratios"]) <= LIMIT else "no"]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def spread(values: list[float], form: str) -> str:
+    """Median [least–most]."""
+    return f"{np.median(values):{form}} [{min(values):{form}}–{max(values):{form}}]"
+
+
+if __name__ == "__main__":
+    main()
