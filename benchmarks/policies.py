@@ -33,7 +33,9 @@ RESULTS = Path(__file__).parent / "results"
 LSTM: dict[str, Any] = dict(memory="lstm", memory_size=64, sequence=32)
 FILMED = 450  # steps at most, 15 seconds: under a megabyte
 SMALL: dict[str, Any] = dict(envs=16, horizon=128, epochs=10, minibatches=8, lr=1e-3, gamma=0.98, lam=0.9)
-SWING: dict[str, Any] = dict(envs=8, horizon=512, epochs=10, minibatches=16, lr=1e-3, gamma=0.9, lam=0.95)
+SWING: dict[str, Any] = dict(
+    envs=8, horizon=512, epochs=10, minibatches=16, lr=1e-3, gamma=0.9, lam=0.95, normalize_reward=True
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
