@@ -144,7 +144,7 @@ class EnvSource:
         ended = self.terminated[t] | self.truncated[t]
         if ended.any():
             if self.mode == AutoresetMode.NEXT_STEP:
-                self.mask[t + 1] = ~(ended & self.mask[t])
+                self.mask[t + 1] = ~ended  # also where the end is a dead row's: after a life games may be over there
             elif self.mode == AutoresetMode.SAME_STEP:
                 final = announced(info)
                 self._remember(t, ended, lambda lane, where: self.seen.one(final[lane], where))
