@@ -88,26 +88,36 @@ def test_whole_lanes_evaluate_to_what_was_chosen_step_by_step(memory: str, mode:
 def test_what_follows_is_valued_with_what_was_remembered(memory: str) -> None:
     """The true next observation's value, after an episode was cut too: the same in every mode of reset."""
     network = Network(**MEMORIES[memory], memory_size=8, hidden=(8,), sequence=12)
+    cuts = list[list[Tensor]]()
     for mode in MODES:
         policy, found = collected(network, mode, 1)
         batch, _ = found[0]
-        for lane, length in ((1, 3), (2, 7)):
-            follow(policy, batch, lane, length)
+        followed = [follow(policy, batch, lane) for lane in range(3)]
+        assert followed == ([12, 6, 3] if mode == AutoresetMode.NEXT_STEP else [0, 0, 0])
+        cuts.append([batch.next_value[batch.truncated[:, lane], lane][:3] for lane in range(3)])
+    for others in cuts[1:]:
+        torch.testing.assert_close(others, cuts[0], rtol=0, atol=1e-5)
+    assert all(len(values.unique()) == 3 for values in cuts[0])
 
 
-def follow(policy: ActorCritic, batch: Batch, lane: int, length: int) -> None:
-    """Walk along one lane by single steps; each row's next value is the next one's, without a new start."""
-    memory = policy.initial(1)
-    for t in range(2 * length):
+def follow(policy: ActorCritic, batch: Batch, lane: int) -> int:
+    """Walk along one lane by single steps; each row's next value is the next one's, without a new start.
+
+    That is a final observation's too, where it is the next row's. How many of these there were is returned.
+    """
+    memory, cuts = policy.initial(1), 0
+    for t in range(len(batch.mask) - 1):
         if not batch.mask[t, lane]:
             continue
         row, start = batch.observation[t, lane].unsqueeze(0), batch.start[t, lane].view(1)
         assert policy.value(row, memory, start).item() == pytest.approx(batch.value[t, lane].item(), abs=1e-5)
         _, memory = policy.act(row, None, memory, start)
-        if batch.mask[t + 1, lane] and not batch.start[t + 1, lane]:
+        if not batch.start[t + 1, lane]:
             following = batch.observation[t + 1, lane].unsqueeze(0)
             value = policy.value(following, memory, torch.zeros(1, dtype=torch.bool))
             assert value.item() == pytest.approx(batch.next_value[t, lane].item(), abs=1e-5)
+            cuts += int(batch.truncated[t, lane])
+    return cuts
 
 
 @pytest.mark.parametrize("memory", MEMORIES)

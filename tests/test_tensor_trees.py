@@ -311,10 +311,14 @@ class Odd(Mazes):
 class Wide(Mazes):
     """A maze that shows one of 600 besides, which another number takes the place of from a step on, or at its reset."""
 
+    wrong: Tensor
+    taken: Tensor
+
     def __init__(self, late: int, wrong: int) -> None:
         super().__init__(LIMITS, True, False, False)
         self.single_observation_space = spaces.Dict({**self.single_observation_space, "many": spaces.Discrete(600)})  # type: ignore[dict-item]
-        self.late, self.wrong = late, wrong
+        self.late = late
+        self.register_buffer("wrong", torch.tensor(wrong))
         self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
 
     def seen(self, p: Tensor, t: Tensor, k: Tensor) -> Any:
@@ -326,26 +330,26 @@ class Wide(Mazes):
         return super().step(action, noise)
 
 
-def told_of_one_of_many(late: int, wrong: int, compile: str, folder: Path) -> None:
+@pytest.mark.parametrize(("late", "wrong"), [(0, 600), (0, -1), (30, 600), (30, -3)])
+def test_one_of_many_that_is_not_there_is_told(late: int, wrong: int, tmp_path: Path) -> None:
+    """Where choices are embedded, not one-hot: at the reset, and after a collection whose update is kept."""
     settings: dict[str, Any] = dict(horizon=HORIZON, envs=4, minibatches=1, quiet=True, checkpoint_every=96)
     step = late - HORIZON - 1 if late else 0  # lane 0 is cut after every step
     words = rf"observation/many = {wrong}, which is not in Discrete\(600\), in lane 0 at step {step} of"
     with pytest.raises(proximo.EnvFailure, match=words):
-        proximo.train(Wide(late, wrong), steps=384, out=folder, compile=compile, **settings)
-
-
-@pytest.mark.parametrize(("late", "wrong"), [(0, 600), (0, -1), (30, 600), (30, -3)])
-def test_one_of_many_that_is_not_there_is_told(late: int, wrong: int, tmp_path: Path) -> None:
-    """Where choices are embedded, not one-hot: at the reset, and after a collection whose update is kept."""
-    told_of_one_of_many(late, wrong, "off", tmp_path / "run")
+        proximo.train(Wide(late, wrong), steps=384, out=tmp_path / "run", compile="off", **settings)
     assert len(all_of(tmp_path / "run")) == (2 if late else 1)
 
 
 @pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("wrong", [600, -3])
-def test_one_of_many_that_is_not_there_is_told_by_a_graph_too(wrong: int, tmp_path: Path) -> None:
-    told_of_one_of_many(30, wrong, "on", tmp_path / "run")
+def test_one_of_many_that_is_not_there_is_told_by_a_graph_too(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proximo.sources.tensors.UNROLLED", 1)
+    env = Wide(30, wrong)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space, Network(hidden=(8,)))
+    with compiling(True), pytest.raises(proximo.EnvFailure, match=rf"observation/many = {wrong}, which is not in"):
+        collected(TensorSource(lambda seed: env, HORIZON), policy, 2)
 
 
 def spoiled(path: tuple[Any, ...], value: Any, lane: int = 2, part: str = "observation") -> Any:
