@@ -21,6 +21,7 @@ from proximo.errors import CheckpointError, ConfigError, EnvFailure, Unsupported
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.run.checkpoint import all_of
+from proximo.run.evaluate import evaluate
 from proximo.run.folder import read_rows
 from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
@@ -490,3 +491,28 @@ def test_a_mask_that_fits_no_action_is_refused(size: int) -> None:
 def test_a_described_space_takes_no_memory_before_it_is_known_to_be_one(described: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="describes no space"):
         space_from_json(described)
+
+
+@pytest.mark.parametrize("extra", [{}, dict(memory="gru", trunk="separate"), dict(frame_stack=3)])
+def test_neither_evaluation_nor_acting_changes_what_is_known_of_observations(
+    extra: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = SMALL["ppo"] | dict(
+        normalize_observation=True, normalize_reward=True, memory_size=8, sequence=8, **extra
+    )
+    run = proximo.train(Cue, steps=256, out=tmp_path / "run", **settings, **QUIET | dict(eval_episodes=1))
+    agent = run.agent
+    before = {name: buffer.clone() for name, buffer in agent.policy.named_buffers()}
+    assert any("moments" in name and "count" in name for name in before)
+    agent.reset()
+    for deterministic in (True, False):
+        agent.act(np.full((7, 2), 9), deterministic)
+    score = evaluate(agent, Cue, 5, seed=1)
+    assert score is not None
+    assert len(score.returns) == 5
+    after = dict(agent.policy.named_buffers())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    kept = {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
+    proximo.evaluate(run.folder, env=Cue, episodes=2)
+    assert kept == {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
