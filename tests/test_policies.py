@@ -474,6 +474,14 @@ def test_a_mask_that_fits_no_action_is_refused(size: int) -> None:
             ActorCritic(space, action, Network())
 
 
+def test_a_mask_of_parts_where_nobody_puts_it_in_a_row_is_refused() -> None:
+    """In lanes that the caller made, in tensors or not."""
+    mask = gym.spaces.Dict(a=gym.spaces.MultiBinary(3))
+    space = gym.spaces.Dict(seen=gym.spaces.Box(0, 1, (2,)), action_mask=mask)
+    with pytest.raises(UnsupportedSpace, match=r"must be MultiBinary\(3\), the options of all choices in a row"):
+        ActorCritic(space, gym.spaces.Dict(a=gym.spaces.Discrete(3)), Network())
+
+
 @pytest.mark.parametrize(
     "described",
     [

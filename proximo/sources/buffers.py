@@ -91,7 +91,8 @@ def mask_among(leaves: Sequence[Leaf]) -> Leaf | None:
 
 def without_option(allowed: np.ndarray, choices: Sequence[int]) -> np.ndarray:
     """The rows [N] bool of masks [N, sum of options] that leave one of the choices without an option."""
-    return ~np.logical_or.reduceat(allowed != 0, np.cumsum([0, *choices])[:-1], -1).all(-1)
+    options: Any = np.logical_or.reduceat(allowed != 0, np.cumsum([0, *choices])[:-1], -1)
+    return ~options.all(-1)
 
 
 class Observations:
