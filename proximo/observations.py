@@ -10,7 +10,8 @@ import numpy as np
 
 from proximo.errors import EnvFailure, UnsupportedSpace
 
-MASK = "action_mask"  # the key of a Dict that says which actions are allowed
+MASK = "action_mask"  # the key of a Dict that says which options of all choices are allowed, in a row
+MASKABLE = "Discrete and MultiDiscrete have masks, alone or within Dict and Tuple"
 Path = tuple[str | int, ...]  # the keys and indices that lead to a leaf; () is the observation itself
 SUPPORTED = "Box, Discrete, MultiDiscrete, MultiBinary and Text, in Dict and Tuple of any depth"
 
@@ -83,11 +84,23 @@ def zeros(space: gym.Space, *lead: int) -> Any:
     return space_map(lambda path, leaf: np.zeros((*lead, *storage(leaf).shape), storage(leaf).dtype), space)
 
 
-def choices(space: gym.Space) -> list[int] | None:
-    """How many options each choice of an action has; None for actions that are no choices."""
-    if isinstance(space, gym.spaces.Discrete):
-        return [int(space.n)]
-    return space.nvec.reshape(-1).tolist() if isinstance(space, gym.spaces.MultiDiscrete) else None
+def choices(space: gym.Space) -> list[int]:
+    """How many options each choice of an action has, Discrete and MultiDiscrete at any depth, in the space's order."""
+    found: list[int] = []
+
+    def look(path: Path, leaf: gym.Space) -> None:
+        if isinstance(leaf, gym.spaces.Discrete):
+            found.append(int(leaf.n))
+        elif isinstance(leaf, gym.spaces.MultiDiscrete):
+            found.extend(leaf.nvec.reshape(-1).tolist())
+
+    space_map(look, space)
+    return found
+
+
+def has_mask(space: gym.Space) -> bool:
+    """Whether what is seen says which actions are allowed."""
+    return isinstance(space, gym.spaces.Dict) and MASK in space.spaces
 
 
 def text_codes(space: gym.spaces.Text, texts: Sequence[str]) -> np.ndarray:

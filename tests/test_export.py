@@ -42,6 +42,11 @@ SEEN = Dict(
 CASES: dict[str, tuple[dict[str, Any], gym.Space, gym.Space]] = {
     "one choice": (dict(layer_norm=True, normalize_observation=True), VECTOR, Discrete(4, start=2)),
     "masked choices": ({}, Dict(seen=VECTOR, action_mask=MultiBinary(7)), MultiDiscrete([3, 4], start=[1, -2])),
+    "a mask of parts": (
+        {},
+        Dict(seen=VECTOR, action_mask=MultiBinary(7)),
+        Dict(a=Box(-1, 1, (1,)), b=Tuple([MultiDiscrete([3, 2]), MultiBinary(1)]), c=Discrete(2, start=1)),
+    ),
     "stack": (dict(frame_stack=3, normalize_observation=True), VECTOR, Discrete(3)),
     "box": (dict(normalize_observation=True, activation="relu"), VECTOR, HALF),
     "squashed, lstm": (dict(distribution="squashed", memory="lstm", state_std=True), VECTOR, Box(-3, 1, (2,))),

@@ -22,7 +22,7 @@ from proximo.presets.screens import PROCGEN
 from proximo.run import session
 from proximo.run.checkpoint import all_of
 from proximo.run.play import record_video
-from proximo.sources.atari import Games, whole_games
+from proximo.sources.atari import LIVES, SIGNS, Games, without
 from proximo.sources.backends import lanes_for
 from proximo.sources.envpool import alike, envpool_ids
 from proximo.sources.envs import EnvSource
@@ -56,6 +56,31 @@ class Lives(gym.vector.VectorEnv):
         ends = np.array([self.ended])
         rows = np.zeros((1, 1), np.float32), np.array([reward]), ends, np.zeros(1, bool)
         return *rows, {"lives": np.array([self.lives])}
+
+
+class LastLives(Lives):
+    """The row after a lost life is a real step, as ale_py's is; with the last but one the game is over there."""
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        lost = self.ended and self.lives == 1
+        *made, info = super().step(actions)
+        if lost:
+            self.lives, self.ended = 0, True
+            made[1], made[2], info = np.array([0.5]), np.array([True]), {"lives": np.array([0])}
+        return (*made, info)
+
+
+def test_no_reset_is_learned_from_where_a_game_ends_in_a_dead_row() -> None:
+    source = EnvSource(lambda seed: Games(LastLives(), signs=False), 28)
+    source.restart(0)
+    batch = source.collect(ActorCritic(Lives.single_observation_space, gym.spaces.Discrete(2), Network(hidden=(4,))))
+    source.close()
+    live, start = batch.mask[:, 0].tolist(), batch.start[:, 0].tolist()
+    game = [True, True, False, True, True, False, False]  # two lives, what follows each, and the reset
+    assert live == game * 4
+    assert start == [True, False, False, True, False, False, False] * 4
+    assert batch.reward[batch.mask[:, 0], 0].tolist() == [7, -2] * 8
+    assert source.episodes.metrics() == {"episodes": 4, "return_mean": 10.5, "length_mean": 4.0}
 
 
 def test_lives_are_learned_from_and_games_are_scored() -> None:
@@ -239,10 +264,19 @@ def test_ale_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_learning_is_all_that_whole_games_lack() -> None:
-    assert whole_games({**OPTIONS["Breakout-v5"], **OPTIONS["ALE/Breakout-v5"], "frame_skip": 2}) == {
-        "stack_num": 1,
-        "frame_skip": 2,
-    }
+    options = {**OPTIONS["Breakout-v5"], **OPTIONS["ALE/Breakout-v5"], "frame_skip": 2}
+    assert without(options, *SIGNS, LIVES) == {"stack_num": 1, "frame_skip": 2}
+
+
+def test_whoever_never_fires_plays_on_after_a_life() -> None:
+    """As while learning: EnvPool fires where a life begins, and the game ends with the last of them."""
+    one = single("Breakout-v5", **OPTIONS["Breakout-v5"])()
+    one.reset(seed=1)
+    steps, terminated = 0, False
+    while not terminated and steps < 2_000:  # without a ball it would wait for 27,000
+        terminated, steps = one.step(0)[2], steps + 1
+    one.close()
+    assert 5 * 20 < steps < 5 * 200
 
 
 def test_spaces_are_compared_leaf_by_leaf() -> None:

@@ -21,11 +21,12 @@ from proximo.errors import CheckpointError, ConfigError, EnvFailure, Unsupported
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.run.checkpoint import all_of
+from proximo.run.evaluate import evaluate
 from proximo.run.folder import read_rows
 from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
 from tests.test_suite import QUIET, SMALL
-from tests.toys import Cue, Cues, Everything, Masked, Toy
+from tests.toys import Cue, Cues, Everything, Masked, MaskedParts, Toy
 
 MEMORIES: dict[str, dict[str, Any]] = {
     "lstm": dict(memory="lstm"),
@@ -88,26 +89,36 @@ def test_whole_lanes_evaluate_to_what_was_chosen_step_by_step(memory: str, mode:
 def test_what_follows_is_valued_with_what_was_remembered(memory: str) -> None:
     """The true next observation's value, after an episode was cut too: the same in every mode of reset."""
     network = Network(**MEMORIES[memory], memory_size=8, hidden=(8,), sequence=12)
+    cuts = list[list[Tensor]]()
     for mode in MODES:
         policy, found = collected(network, mode, 1)
         batch, _ = found[0]
-        for lane, length in ((1, 3), (2, 7)):
-            follow(policy, batch, lane, length)
+        followed = [follow(policy, batch, lane) for lane in range(3)]
+        assert followed == ([12, 6, 3] if mode == AutoresetMode.NEXT_STEP else [0, 0, 0])
+        cuts.append([batch.next_value[batch.truncated[:, lane], lane][:3] for lane in range(3)])
+    for others in cuts[1:]:
+        torch.testing.assert_close(others, cuts[0], rtol=0, atol=1e-5)
+    assert all(len(values.unique()) == 3 for values in cuts[0])
 
 
-def follow(policy: ActorCritic, batch: Batch, lane: int, length: int) -> None:
-    """Walk along one lane by single steps; each row's next value is the next one's, without a new start."""
-    memory = policy.initial(1)
-    for t in range(2 * length):
+def follow(policy: ActorCritic, batch: Batch, lane: int) -> int:
+    """Walk along one lane by single steps; each row's next value is the next one's, without a new start.
+
+    That is a final observation's too, where it is the next row's. How many of these there were is returned.
+    """
+    memory, cuts = policy.initial(1), 0
+    for t in range(len(batch.mask) - 1):
         if not batch.mask[t, lane]:
             continue
         row, start = batch.observation[t, lane].unsqueeze(0), batch.start[t, lane].view(1)
         assert policy.value(row, memory, start).item() == pytest.approx(batch.value[t, lane].item(), abs=1e-5)
         _, memory = policy.act(row, None, memory, start)
-        if batch.mask[t + 1, lane] and not batch.start[t + 1, lane]:
+        if not batch.start[t + 1, lane]:
             following = batch.observation[t + 1, lane].unsqueeze(0)
             value = policy.value(following, memory, torch.zeros(1, dtype=torch.bool))
             assert value.item() == pytest.approx(batch.next_value[t, lane].item(), abs=1e-5)
+            cuts += int(batch.truncated[t, lane])
+    return cuts
 
 
 @pytest.mark.parametrize("memory", MEMORIES)
@@ -222,6 +233,109 @@ def test_forbidden_actions_are_never_taken(says: str, backend: str, tmp_path: Pa
     run = proximo.train(env, steps=20_480, out=tmp_path / "run", **settings, eval_episodes=20, backend=backend)
     assert run.score is not None
     assert run.score.mean >= 8  # of 10; drawn blindly from the allowed ones 3.3
+
+
+@pytest.mark.parametrize("row", [False, True])
+@pytest.mark.parametrize("says", ["info", "method", "observation"])
+def test_choices_within_parts_have_masks(says: str, row: bool, tmp_path: Path) -> None:
+    """The environment raises for what is forbidden, in training as in evaluation and as an agent of its own."""
+    env = partial(MaskedParts, says, row)
+    proximo.train(env, steps=128, out=tmp_path / "run", **QUIET | dict(eval_episodes=2), **SMALL["ppo"])
+    assert len(proximo.evaluate(tmp_path / "run", env=env, episodes=2).lengths) == 2
+    seen = {"observation" if says != "observation" else "seen": np.zeros(2, np.float32)}
+    agent, mask = proximo.load(tmp_path / "run"), np.array([0, 0, 0, 1, 1, 0, 0, 1, 0], np.int8)
+    action = agent.act({**seen, "action_mask": mask}, deterministic=False)
+    assert (action["go"], action["inner"][0].tolist()) == (5, [0, 1])
+
+
+def test_a_wrappers_masks_are_heeded(tmp_path: Path) -> None:
+    class Masker(gym.Wrapper):
+        def action_masks(self) -> np.ndarray:
+            assert isinstance(self.env, Masked)
+            return self.env.mask.astype(bool)
+
+    env = lambda: gym.wrappers.TimeLimit(Masker(Masked("nowhere")), 5)  # noqa: E731
+    proximo.train(env, steps=128, out=tmp_path / "run", **QUIET | dict(eval_episodes=2), **SMALL["ppo"])
+    agent, seen = proximo.load(tmp_path / "run"), np.zeros(12, np.float32)
+    assert agent.act({"observation": seen, "action_mask": np.eye(12)[7]}) == 7
+
+
+class Says(Toy):
+    """A toy with something in info, at first or later on, or by a method."""
+
+    def __init__(self, action: gym.Space, first: Any = None, late: Any = None, method: Any = None) -> None:
+        super().__init__(action)
+        self.first, self.late = first, late
+        if method is not None:
+            self.action_masks = method
+
+    def reset(self, **options: Any) -> Any:
+        return super().reset(**options)[0], {} if self.first is None else {"action_mask": self.first}
+
+    def step(self, action: Any) -> Any:
+        info = {} if self.late is None or self.left > 15 else {"action_mask": self.late}
+        return *super().step(action)[:4], {**info, **({} if self.first is None else {"action_mask": self.first})}
+
+
+def broken() -> Any:
+    raise RuntimeError("no masks today")
+
+
+DISCRETE, SWITCHES, BOX = gym.spaces.Discrete(3), gym.spaces.MultiBinary(3), gym.spaces.Box(-1, 1, (2,))
+PAIR, ONES = gym.spaces.Tuple([DISCRETE, BOX]), np.ones(3, np.int8)
+NO_MASKS = "Discrete and MultiDiscrete have masks"
+SAID: dict[str, tuple[Any, type[Exception], str]] = {
+    "switches": (partial(Says, SWITCHES, ONES), UnsupportedSpace, rf"says by info\[.* MultiBinary\(3\): {NO_MASKS}"),
+    "a box": (partial(Says, BOX, method=lambda: ONES), UnsupportedSpace, rf"says by action_masks\(\).*{NO_MASKS}"),
+    "late": (partial(Says, DISCRETE, late=ONES), EnvFailure, r"after 6 steps.*say it from the first reset on"),
+    "additive": (partial(Says, DISCRETE, np.array([0, -1e9, 0])), EnvFailure, "must say of 3 .* 1 or 0 for each"),
+    "a wrong part": (partial(Says, PAIR, (np.ones(2), None)), EnvFailure, "must say of 3 actions.*part by part"),
+    "a stranger": (partial(Says, gym.spaces.Dict(a=DISCRETE), {"b": ONES}), EnvFailure, "must say of 3 actions"),
+    "a method that fails": (partial(Says, DISCRETE, method=broken), EnvFailure, "raised RuntimeError: no masks today"),
+}
+
+
+@pytest.mark.parametrize("case", SAID)
+def test_no_mask_is_ignored(case: str, tmp_path: Path) -> None:
+    env, kind, words = SAID[case]
+    with pytest.raises(kind, match=words) as told:
+        proximo.train(env, steps=256, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    assert "maker" not in str(told.value)
+
+
+def test_lanes_that_show_numbers_for_masks_are_refused() -> None:
+    class Additive(gym.vector.VectorObservationWrapper):
+        def observations(self, observations: Any) -> Any:
+            return {**observations, "action_mask": (observations["action_mask"] - 1) * 1e9}
+
+    source = EnvSource(lambda seed: Additive(SyncVectorEnv([partial(Masked, "observation")] * 2)), 4)
+    with pytest.raises(EnvFailure, match=r"-1000000000\.0 at /action_mask, which is neither 0 nor 1"):
+        source.restart(0)
+
+
+@pytest.mark.parametrize(
+    ("seen", "kind", "words"),
+    [
+        ({"action_mask": np.zeros(12)}, EnvFailure, "no action is allowed: the mask is all zeros"),
+        ({"action_mask": np.full(12, -1e9)}, ConfigError, "neither 0 nor 1"),
+        ({}, ConfigError, r"no /action_mask; .* \{'seen': \(12,\), 'action_mask': \(12,\)\}"),
+    ],
+)
+def test_an_agent_is_told_what_is_allowed(seen: dict[str, Any], kind: type[Exception], words: str) -> None:
+    env = Masked("observation")
+    spaces = env.observation_space, env.action_space
+    agent = proximo.Agent(ActorCritic(*spaces, Network(hidden=(8,))), *spaces)
+    with pytest.raises(kind, match=words):
+        agent.act({"seen": np.zeros(12), **seen})
+    rows = {name: np.stack([x, np.ones(12)]) for name, x in {"seen": np.zeros(12), **seen}.items()}
+    with pytest.raises(kind, match=words):
+        agent.act(rows)
+
+
+def test_an_evaluation_in_which_nothing_is_allowed_is_told(tmp_path: Path) -> None:
+    run = proximo.train(Masked, steps=128, out=tmp_path / "run", **QUIET | dict(eval_episodes=1), **SMALL["ppo"])
+    with pytest.raises(EnvFailure, match="no action is allowed"):
+        proximo.evaluate(run.folder, env=partial(Masked, none=4), episodes=1)
 
 
 def test_a_mask_that_allows_nothing_is_told(tmp_path: Path) -> None:
@@ -360,6 +474,14 @@ def test_a_mask_that_fits_no_action_is_refused(size: int) -> None:
             ActorCritic(space, action, Network())
 
 
+def test_a_mask_of_parts_where_nobody_puts_it_in_a_row_is_refused() -> None:
+    """In lanes that the caller made, in tensors or not."""
+    mask = gym.spaces.Dict(a=gym.spaces.MultiBinary(3))
+    space = gym.spaces.Dict(seen=gym.spaces.Box(0, 1, (2,)), action_mask=mask)
+    with pytest.raises(UnsupportedSpace, match=r"must be MultiBinary\(3\), the options of all choices in a row"):
+        ActorCritic(space, gym.spaces.Dict(a=gym.spaces.Discrete(3)), Network())
+
+
 @pytest.mark.parametrize(
     "described",
     [
@@ -377,3 +499,28 @@ def test_a_mask_that_fits_no_action_is_refused(size: int) -> None:
 def test_a_described_space_takes_no_memory_before_it_is_known_to_be_one(described: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="describes no space"):
         space_from_json(described)
+
+
+@pytest.mark.parametrize("extra", [{}, dict(memory="gru", trunk="separate"), dict(frame_stack=3)])
+def test_neither_evaluation_nor_acting_changes_what_is_known_of_observations(
+    extra: dict[str, Any], tmp_path: Path
+) -> None:
+    settings = SMALL["ppo"] | dict(
+        normalize_observation=True, normalize_reward=True, memory_size=8, sequence=8, **extra
+    )
+    run = proximo.train(Cue, steps=256, out=tmp_path / "run", **settings, **QUIET | dict(eval_episodes=1))
+    agent = run.agent
+    before = {name: buffer.clone() for name, buffer in agent.policy.named_buffers()}
+    assert any("moments" in name and "count" in name for name in before)
+    agent.reset()
+    for deterministic in (True, False):
+        agent.act(np.full((7, 2), 9), deterministic)
+    score = evaluate(agent, Cue, 5, seed=1)
+    assert score is not None
+    assert len(score.returns) == 5
+    after = dict(agent.policy.named_buffers())
+    assert before.keys() == after.keys()
+    assert all(torch.equal(x, after[name]) for name, x in before.items())
+    kept = {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}
+    proximo.evaluate(run.folder, env=Cue, episodes=2)
+    assert kept == {path: path.read_bytes() for path in run.folder.rglob("*.safetensors")}

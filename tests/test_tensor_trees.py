@@ -134,6 +134,7 @@ CASES: dict[str, tuple[tuple[bool, bool, bool], dict[str, Any]]] = {
     "transformer": ((False, False, False), dict(memory="transformer", memory_window=5)),
     "a tree with a mask": ((True, True, False), {}),
     "a mask and a memory": ((True, True, False), dict(memory="gru")),
+    "a mask of a part of a tree of actions": ((True, True, True), {}),
     "a tree of actions": ((True, False, True), {}),
     "a tree of actions and a memory": ((False, False, True), dict(memory="transformer", memory_window=5)),
 }
@@ -307,6 +308,50 @@ class Odd(Mazes):
         return made if self.taken < self.late else self.spoil(made)
 
 
+class Wide(Mazes):
+    """A maze that shows one of 600 besides, which another number takes the place of from a step on, or at its reset."""
+
+    wrong: Tensor
+    taken: Tensor
+
+    def __init__(self, late: int, wrong: int) -> None:
+        super().__init__(LIMITS, True, False, False)
+        self.single_observation_space = spaces.Dict({**self.single_observation_space, "many": spaces.Discrete(600)})  # type: ignore[dict-item]
+        self.late = late
+        self.register_buffer("wrong", torch.tensor(wrong))
+        self.register_buffer("taken", torch.zeros((), dtype=torch.int64))
+
+    def seen(self, p: Tensor, t: Tensor, k: Tensor) -> Any:
+        many = torch.where(self.taken >= self.late, self.wrong, 599).expand(len(p)).clone()
+        return super().seen(p, t, k) | {"many": many}
+
+    def step(self, action: Tensor, noise: Tensor) -> Transition:
+        self.taken.add_(1)
+        return super().step(action, noise)
+
+
+@pytest.mark.parametrize(("late", "wrong"), [(0, 600), (0, -1), (30, 600), (30, -3)])
+def test_one_of_many_that_is_not_there_is_told(late: int, wrong: int, tmp_path: Path) -> None:
+    """Where choices are embedded, not one-hot: at the reset, and after a collection whose update is kept."""
+    settings: dict[str, Any] = dict(horizon=HORIZON, envs=4, minibatches=1, quiet=True, checkpoint_every=96)
+    step = late - HORIZON - 1 if late else 0  # lane 0 is cut after every step
+    words = rf"observation/many = {wrong}, which is not in Discrete\(600\), in lane 0 at step {step} of"
+    with pytest.raises(proximo.EnvFailure, match=words):
+        proximo.train(Wide(late, wrong), steps=384, out=tmp_path / "run", compile="off", **settings)
+    assert len(all_of(tmp_path / "run")) == (2 if late else 1)
+
+
+@pytest.mark.slow
+@needs_compiler
+@pytest.mark.parametrize("wrong", [600, -3])
+def test_one_of_many_that_is_not_there_is_told_by_a_graph_too(wrong: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proximo.sources.tensors.UNROLLED", 1)
+    env = Wide(30, wrong)
+    policy = ActorCritic(env.single_observation_space, env.single_action_space, Network(hidden=(8,)))
+    with compiling(True), pytest.raises(proximo.EnvFailure, match=rf"observation/many = {wrong}, which is not in"):
+        collected(TensorSource(lambda seed: env, HORIZON), policy, 2)
+
+
 def spoiled(path: tuple[Any, ...], value: Any, lane: int = 2, part: str = "observation") -> Any:
     """A step whose observation has another number in a lane."""
 
@@ -320,9 +365,17 @@ def spoiled(path: tuple[Any, ...], value: Any, lane: int = 2, part: str = "obser
     return spoil
 
 
+def with_numbers(observation: Any) -> Any:
+    return {**observation, MASK: observation[MASK].float()}
+
+
 PLACE, NUMBER = ("inner", 0), ("inner", 1)
 FAULTS: dict[str, tuple[Any, str]] = {
     "mask": (spoiled((MASK,), False), "no action is allowed in lane 2 at step 5 of the rollout: its mask is all zeros"),
+    "additive mask": (
+        lambda made: spoiled((MASK,), -1e9)(made._replace(observation=with_numbers(made.observation))),
+        r"observation/action_mask\[0\] = -1000000000.0, which is neither 0 nor 1, in lane 2 at step 5",
+    ),
     "choice": (
         spoiled(PLACE, 4),
         r"observation/inner/0 = 4, which is not in Discrete\(3, start=1\), in lane 2 at step 5",

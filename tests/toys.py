@@ -184,10 +184,9 @@ class Cues(nn.Module):
 
 
 class Everything(gym.Env):
-    """A picture, a word, a number and a choice are seen; a Dict of actions is taken, of which some are forbidden.
+    """A picture, a word, a number and a choice are seen; a Dict of actions is taken.
 
-    The word and the picture's bright side say the same side, worth 1 where it is named; pushes cost. `forbidden` counts
-    actions that the mask did not allow.
+    The word and the picture's bright side say the same side, worth 1 where it is named; pushes cost.
     """
 
     observation_space = gym.spaces.Dict(
@@ -253,6 +252,55 @@ class Masked(gym.Env):
         self.t += 1
         observation, info = self._seen()
         return observation, reward, self.t == 10, False, info
+
+
+class MaskedParts(gym.Env):
+    """Masks of choices within a Dict and a Tuple; taking a forbidden option raises.
+
+    `says` is "info", "method" or "observation", part by part, each with `row` in a row.
+    """
+
+    action_space = gym.spaces.Dict(
+        go=gym.spaces.Discrete(4, start=2),
+        inner=gym.spaces.Tuple([gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Box(-1, 1, (1,), np.float32)]),
+    )
+
+    def __init__(self, says: str = "info", row: bool = False) -> None:
+        self.says, self.row = says, row
+        if says == "method":
+            self.action_masks = self._said
+        parts = gym.spaces.MultiBinary(9) if row else gym.spaces.Dict(go=gym.spaces.MultiBinary(4))
+        self.observation_space: gym.Space = gym.spaces.Box(0, 1, (2,), np.float32)
+        if says == "observation":
+            self.observation_space = gym.spaces.Dict(seen=self.observation_space, action_mask=parts)
+
+    def _said(self) -> Any:
+        if self.row:
+            return np.concatenate([self.go, *self.pair])
+        return dict(go=self.go) if self.says == "observation" else dict(go=self.go, inner=(self.pair, None))
+
+    def _shown(self) -> tuple[Any, dict[str, Any]]:
+        self.go, *self.pair = (np.ones(n, np.int8) for n in (4, 2, 3))
+        one = self.says == "observation" and not self.row  # no space could hold None for the box within the tuple
+        for mask in [self.go] if one else [self.go, *self.pair]:
+            mask[self.np_random.integers(len(mask))] = 0
+        seen = np.zeros(2, np.float32)
+        if self.says == "observation":
+            return {"seen": seen, "action_mask": self._said()}, {}
+        return seen, {"action_mask": self._said()} if self.says == "info" else {}
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.t = 0
+        return self._shown()
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        assert self.action_space.contains(action), repr(action)
+        a, b = action["inner"][0]
+        assert all([self.go[action["go"] - 2], self.pair[0][a], self.pair[1][b]]), f"{action} is forbidden"
+        self.t += 1
+        shown, info = self._shown()
+        return shown, 1.0, False, self.t == 10, info
 
 
 class Toy(gym.Env):

@@ -19,7 +19,7 @@ from proximo.models.images import ImageEncoder
 from proximo.models.memory import CORES
 from proximo.models.network import Network
 from proximo.models.own import Own, Rows, own_core
-from proximo.observations import MASK, choices, storage
+from proximo.observations import MASK, MASKABLE, choices, has_mask
 from proximo.policy import Evaluation
 
 OURS = Own()
@@ -216,17 +216,11 @@ def to_arrays(tree: Any) -> Any:
     return tree_map(lambda x: x.cpu().numpy(), tree)
 
 
-def has_mask(space: gym.Space) -> bool:
-    return isinstance(space, gym.spaces.Dict) and MASK in space.spaces
-
-
 def without_mask(space: Any, action_space: gym.Space) -> gym.Space:
     """The space of what is seen besides the mask, a Dict; UnsupportedSpace for a mask that fits no action."""
-    shape, options = storage(space[MASK], (MASK,)).shape, choices(action_space)
-    if options is None or shape != (sum(options),):
-        wanted = (
-            "Discrete and MultiDiscrete have masks" if options is None else f"it must be MultiBinary({sum(options)})"
-        )
+    count = sum(choices(action_space))
+    if count == 0 or space[MASK].shape != (count,):
+        wanted = f"it must be MultiBinary({count}), the options of all choices in a row" if count else MASKABLE
         raise UnsupportedSpace(f"the mask {space[MASK]} does not fit the action space {action_space}: {wanted}")
     rest = {key: part for key, part in space.spaces.items() if key != MASK}
     if not rest:

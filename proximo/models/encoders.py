@@ -125,6 +125,7 @@ class Choices(nn.Module):
     one: Tensor  # [columns] the choice that a column of the one-hot features asks about
     option: Tensor  # [columns] and the option that it is one for
     many: Tensor  # [embedded] the choices that have an embedding
+    last: Tensor  # [embedded] their last option
     offset: Tensor  # [embedded] where their options begin in the table
 
     def __init__(self, shape: Sequence[int], options: Sequence[int], start: Sequence[int]) -> None:
@@ -134,7 +135,8 @@ class Choices(nn.Module):
         many = [i for i, n in enumerate(options) if n > ONE_HOT]
         ends = np.cumsum([0, *(options[i] for i in many)]).tolist()
         tables = dict(start=start, one=[i for i, _ in few], option=[option for _, option in few])
-        for name, numbers in (tables | dict(many=many, offset=ends[:-1])).items():
+        tables |= dict(many=many, last=[options[i] - 1 for i in many], offset=ends[:-1])
+        for name, numbers in tables.items():
             fixed = torch.tensor(numbers, dtype=torch.int64, device="cpu")  # also where only sizes are asked for
             self.register_buffer(name, fixed, persistent=False)
         self.embedding = nn.Embedding(ends[-1], EMBEDDING) if many else None
@@ -146,7 +148,9 @@ class Choices(nn.Module):
         one_hot = (choice.index_select(-1, self.one) == self.option).to(torch.get_default_dtype())
         if self.embedding is None:
             return one_hot
-        embedded = self.embedding(choice.index_select(-1, self.many) + self.offset)
+        # one that is not there is told of after the collection, where no step waits to look: not by a lookup that fails
+        known = choice.index_select(-1, self.many).clamp(min=0).minimum(self.last)
+        embedded = self.embedding(known + self.offset)
         return torch.cat([one_hot, embedded.flatten(-2)], -1)
 
 

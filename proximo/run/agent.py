@@ -10,9 +10,9 @@ import torch
 
 from proximo.batch import leaves_of, tree_map
 from proximo.errors import ConfigError, EnvFailure, NonFiniteError
-from proximo.observations import pointer, space_map
+from proximo.observations import choices, pointer, space_map
 from proximo.policy import Learner, Policy
-from proximo.sources.buffers import Leaf, stored_leaves, taken
+from proximo.sources.buffers import Leaf, mask_among, stored_leaves, taken, without_option
 
 
 class Acting(Protocol):
@@ -31,7 +31,8 @@ class Agent:
     def __init__(self, policy: Policy, observation_space: gym.Space, action_space: gym.Space) -> None:
         self.policy = policy
         self.observation_space, self.action_space = observation_space, action_space
-        self.leaves = stored_leaves(observation_space)
+        self.leaves, self.choices = stored_leaves(observation_space), choices(action_space)
+        self.mask = mask_among(self.leaves) if self.choices else None
         self.memory: Any = None
 
     def __repr__(self) -> str:
@@ -47,7 +48,7 @@ class Agent:
         `deterministic` takes the most likely action; otherwise one is drawn (torch's global generator). `start`, a
         bool or one for each observation, says where an episode begins, for an agent that remembers; its memory is of
         as many lanes as it was shown last. Raises ConfigError for an observation of another shape, NonFiniteError for
-        NaN or infinity.
+        NaN or infinity, EnvFailure for a mask that allows no action.
         """
         rows, many = self.rows(observation)
         count = len(leaves_of(rows)[0])
@@ -71,6 +72,9 @@ class Agent:
         kinds = {len(rows) if many else None for rows, many in found}
         if len(kinds) > 1:
             raise ConfigError("the parts of the observation are not all one, or not all as many")
+        for leaf, (mask, _) in zip(self.leaves, found, strict=True):
+            if leaf is self.mask and without_option(mask, self.choices).any():
+                raise EnvFailure("no action is allowed: the mask is all zeros")
         tensors = (torch.as_tensor(rows, device=self.policy.device) for rows, _ in found)
         return space_map(lambda path, leaf: next(tensors), self.observation_space), kinds != {None}
 
@@ -106,4 +110,7 @@ class Agent:
         try:
             return taken(observation, leaf)
         except EnvFailure:
-            raise ConfigError(f"the observation has no {pointer(leaf.path)}, which this agent was trained on") from None
+            shapes = space_map(lambda path, leaf: leaf.shape, self.observation_space)
+            raise ConfigError(
+                f"the observation has no {pointer(leaf.path)}; this agent was trained on the shapes {shapes}"
+            ) from None

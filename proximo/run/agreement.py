@@ -110,8 +110,15 @@ def unrounded(head: Any) -> Any:
 
 def observations(agent: Agent, lanes: int, rng: np.random.Generator) -> Any:
     """Random observations [lanes, ...] as the environment would give them, around what the agent has seen."""
-    drawn = iter([numbers(agent, x, lanes, rng) if x.dtype.kind == "f" else samples(x, lanes) for x in agent.leaves])
+    drawn = iter([numbers(agent, leaf, lanes, rng) for leaf in agent.leaves])
     return space_map(lambda path, space: next(drawn), agent.observation_space)
+
+
+def numbers(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> Any:
+    """Those of one leaf."""
+    if leaf.binary:
+        return switches(agent, leaf, lanes, rng)
+    return around(agent, leaf, lanes, rng) if leaf.dtype.kind == "f" else samples(leaf, lanes)
 
 
 def samples(leaf: Leaf, lanes: int) -> Any:
@@ -119,11 +126,19 @@ def samples(leaf: Leaf, lanes: int) -> Any:
     return drawn if isinstance(leaf.space, gym.spaces.Text) else np.stack(drawn)
 
 
-def numbers(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> np.ndarray:
+def switches(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> np.ndarray:
+    """Yes or no at random; of a mask, with an option for each choice."""
+    drawn = rng.integers(2, size=(lanes, *leaf.shape)).astype(np.int8)
+    if leaf is agent.mask:
+        firsts = np.cumsum([0, *agent.choices[:-1]])
+        np.put_along_axis(drawn, firsts + rng.integers(agent.choices, size=(lanes, len(firsts))), 1, -1)
+    return drawn
+
+
+def around(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> np.ndarray:
     """Within the bounds, from close to the middle to far from it: of what was seen, or else of the bounds."""
-    if not isinstance(leaf.space, gym.spaces.Box):
-        return rng.integers(2, size=(lanes, *leaf.shape)).astype(np.int8)
-    low, high = (np.clip(bound.astype(np.float64), -1e6, 1e6) for bound in (leaf.space.low, leaf.space.high))
+    space: Any = leaf.space
+    low, high = (np.clip(bound.astype(np.float64), -1e6, 1e6) for bound in (space.low, space.high))
     bounded = high - low <= 20
     middle, spread = np.where(bounded, (low + high) / 2, np.clip(0, low, high)), np.where(bounded, (high - low) / 2, 1)
     policy: Any = agent.policy
@@ -131,7 +146,7 @@ def numbers(agent: Agent, leaf: Leaf, lanes: int, rng: np.random.Generator) -> n
         moments = (normalizer.moments.mean, normalizer.moments.std())  # of stacks, the newest frame's
         middle, spread = (x.numpy().reshape(-1, *leaf.shape)[-1] for x in moments)
     far = rng.normal(size=(lanes, *leaf.shape)) * rng.choice([0.3, 3.0, 30.0], (lanes, *[1] * len(leaf.shape)))
-    return np.clip(middle + spread * far, leaf.space.low, leaf.space.high)
+    return np.clip(middle + spread * far, space.low, space.high)
 
 
 def normalizer_of(encoder: Any, path: Path) -> Normalizer | None:

@@ -2,7 +2,8 @@
 
 No-op starts, the fire button, skipped frames and the 84×84 gray picture are made by the environments themselves, in
 C++: `ale_py` for ids like ALE/Pong-v5, EnvPool for ids like Pong-v5 (Mnih et al. 2015, "Methods"; Machado et al. 2018,
-arXiv:1709.06009).
+arXiv:1709.06009). EnvPool presses the fire button after a life too, in training as in evaluation; ale_py only where a
+game begins, in both, so that an agent has to learn it.
 """
 
 from __future__ import annotations
@@ -40,8 +41,7 @@ def ale_lanes(name: str, lanes: int, options: dict[str, Any], limit: int | None)
         made["max_num_frames_per_episode"] = limit * made.get("frameskip", FRAMES)
 
     def make(rest: dict[str, Any]) -> gym.vector.VectorEnv:
-        rest = {key: value for key, value in rest.items() if key != LIVES}
-        return gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **rest)
+        return gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **without(rest, LIVES))
 
     return learning(made, make)
 
@@ -53,9 +53,9 @@ def learning(options: dict[str, Any], make: Any) -> gym.vector.VectorEnv:
     return Games(made, signs) if signs or options.get(LIVES, False) else made
 
 
-def whole_games(options: dict[str, Any]) -> dict[str, Any]:
-    """The options without those that are for learning alone."""
-    return {name: value for name, value in options.items() if name not in (*SIGNS, LIVES)}
+def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """The options but those of these names."""
+    return {name: value for name, value in options.items() if name not in names}
 
 
 class Games(gym.vector.VectorWrapper):

@@ -17,6 +17,7 @@ import torch
 from gymnasium.vector.async_vector_env import AsyncState
 
 from proximo.errors import ConfigError, unknown
+from proximo.observations import MASK, has_mask
 from proximo.sources.atari import ALE, ale_lanes
 from proximo.sources.cartpole import CartPole
 from proximo.sources.contract import must_live_in_tensors
@@ -206,7 +207,15 @@ def quietly(make: MakeEnvs) -> MakeEnvs:
 
 
 class Borrowed(gym.vector.VectorWrapper):
-    """A vector environment that the caller made, and will close."""
+    """A vector environment that the caller made, and will close; ConfigError for masks that it says in `info` alone."""
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        if MASK in info and not has_mask(self.single_observation_space):
+            raise ConfigError(
+                f'these lanes say info["{MASK}"]: pass a maker of single ones, or put it into what is seen'
+            )
+        return observation, info
 
     def close(self, **kwargs: Any) -> None:
         pass

@@ -44,9 +44,9 @@ class Leaf:
                 f"the environment returned observations{self.where} of shape {shape}, its space says {wanted}"
             )
         if value.dtype == self.dtype:
-            return value if self.dtype.kind == "f" else self.in_range(value)
+            return self.in_range(value)
         if self.dtype.kind == "f":
-            return as_float32(value)
+            return self.in_range(as_float32(value))
         if value.dtype.kind not in "biu":
             raise EnvFailure(
                 f"the environment returned observations{self.where} of {value.dtype}, its space says {self.dtype}"
@@ -56,14 +56,23 @@ class Leaf:
         return self.in_range(value.astype(self.dtype))
 
     def in_range(self, value: np.ndarray) -> np.ndarray:
-        """Choices, if the space has them; EnvFailure names one that it has not."""
+        """Choices and switches, if the space has them; EnvFailure names one that it has not."""
         if isinstance(self.space, gym.spaces.Discrete | gym.spaces.MultiDiscrete):
             many = self.space.n if isinstance(self.space, gym.spaces.Discrete) else self.space.nvec
-            for place in np.argwhere((value < self.space.start) | (value >= self.space.start + many))[:1]:
-                raise EnvFailure(
-                    f"the environment returned {value[tuple(place)]}{self.where}, which is not in {self.space}"
-                )
+            bad = (value < self.space.start) | (value >= self.space.start + many)
+        elif self.binary:
+            bad = (value != 0) & (value != 1)
+        else:
+            return value
+        for place in np.argwhere(bad)[:1]:
+            what = "neither 0 nor 1" if self.binary else f"not in {self.space}"
+            raise EnvFailure(f"the environment returned {value[tuple(place)]}{self.where}, which is {what}")
         return value
+
+    @property
+    def binary(self) -> bool:
+        """Whether its numbers are 0 and 1 alone, as a mask's are, whatever its space."""
+        return isinstance(self.space, gym.spaces.MultiBinary) or self.path == (MASK,)
 
     @property
     def where(self) -> str:
@@ -75,18 +84,29 @@ def stored_leaves(space: gym.Space) -> list[Leaf]:
     return [Leaf(path, leaf, *storage(leaf, path)) for path, leaf in leaves(space).items()]
 
 
+def mask_among(leaves: Sequence[Leaf]) -> Leaf | None:
+    """The leaf that says which actions are allowed."""
+    return next((leaf for leaf in leaves if leaf.path == (MASK,)), None)
+
+
+def without_option(allowed: np.ndarray, choices: Sequence[int]) -> np.ndarray:
+    """The rows [N] bool of masks [N, sum of options] that leave one of the choices without an option."""
+    options: Any = np.logical_or.reduceat(allowed != 0, np.cumsum([0, *choices])[:-1], -1)
+    return ~options.all(-1)
+
+
 class Observations:
     """Rows [T + 1, N, ...] of every leaf, one row more than steps: what came last. Tensors alias the arrays."""
 
-    def __init__(self, space: gym.Space, lanes: int, steps: int, choices: list[int] | None = None) -> None:
+    def __init__(self, space: gym.Space, lanes: int, steps: int, choices: Sequence[int] = ()) -> None:
         """`choices` are the options of each choice of an action, for a mask to be looked at."""
         self.space, self.lanes = space, lanes
         self.leaves = stored_leaves(space)
         for leaf in self.leaves:
             leaf.rows = np.zeros((steps + 1, lanes, *leaf.shape), leaf.dtype)
-            leaf.plain = leaf.rows.dtype if isinstance(leaf.space, gym.spaces.Box) else None
-        self.allowed = next((leaf for leaf in self.leaves if leaf.path == (MASK,)), None) if choices else None
-        self.firsts = np.cumsum([0, *(choices or [])])[:-1]
+            leaf.plain = leaf.rows.dtype if isinstance(leaf.space, gym.spaces.Box) and not leaf.binary else None
+        self.allowed = mask_among(self.leaves) if choices else None
+        self.choices = choices
         self.rows = [
             list(row) for row in zip(*(torch.from_numpy(leaf.rows).unbind() for leaf in self.leaves), strict=True)
         ]
@@ -94,8 +114,7 @@ class Observations:
     def must_allow(self, t: int, live: np.ndarray, step: int) -> None:
         """EnvFailure where a mask in row `t` of the live lanes [N] leaves a choice without an option."""
         if self.allowed is not None:
-            options = np.logical_or.reduceat(self.allowed.rows[t] != 0, self.firsts, -1).all(-1)
-            for lane in np.flatnonzero(live & ~options):
+            for lane in np.flatnonzero(live & without_option(self.allowed.rows[t], self.choices)):
                 raise EnvFailure(f"no action is allowed in lane {lane} at step {step}: its mask is all zeros")
 
     def write(self, t: int, observation: Any) -> None:

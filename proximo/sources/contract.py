@@ -16,7 +16,7 @@ from proximo.batch import leaves_of, with_leaves
 from proximo.compiler.trace import tracing
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError, UnsupportedSpace
 from proximo.observations import MASK, Path, choices, leaves, pointer, space_map
-from proximo.sources.buffers import Leaf, stored_leaves
+from proximo.sources.buffers import Leaf, mask_among, stored_leaves
 
 DTYPES = {np.dtype(np.float32): torch.float32, np.dtype(np.int64): torch.int64, np.dtype(np.uint8): torch.uint8}
 Bad = tuple[int, str, ProximoError]  # the step of what is wrong, what it is in, and the error
@@ -44,7 +44,7 @@ class Contract:
 
     def __init__(self, seen: gym.Space, action: gym.Space, lanes: int) -> None:
         self.space, self.lanes, self.leaves = seen, lanes, stored_leaves(seen)
-        self.options = choices(action) if any(leaf.path == (MASK,) for leaf in self.leaves) else None
+        self.options = choices(action) if mask_among(self.leaves) else []
         self.ends: dict[Path, tuple[Tensor, Tensor]] = {}  # of the choices: the first option, and the first beyond
 
     def device_of(self, observation: Any) -> torch.device:
@@ -79,8 +79,8 @@ class Contract:
         seen = [[*zip(self.leaves, leaves_of(tree), strict=True)] for tree in (observation, last, final)]
         numbers = [[x for leaf, x in tree if leaf.dtype.kind == "f"] for tree in seen]
         witness = reduce(torch.add, (x.sum() for x in (*numbers[0], *numbers[1], reward, *numbers[2])))
-        bad = [self.wrong(leaf, x).any() for tree in seen for leaf, x in tree if leaf.dtype.kind == "i"]
-        if self.options is not None:
+        bad = [self.wrong(leaf, x).any() for tree in seen for leaf, x in tree if leaf.dtype.kind == "i" or leaf.binary]
+        if self.options:
             bad.append(self.forbidden(observation).any())
         return reduce(lambda sound, found: torch.where(found, torch.nan, sound), bad, witness)
 
@@ -101,17 +101,19 @@ class Contract:
             found += self.first_wrong("observation", leaf, seen, everything)
             found += self.first_wrong("final observation", leaf, end, cut)
         found += self.first_wrong("reward", None, reward, torch.ones_like(cut))
-        for t, lane in self.forbidden(observation).nonzero()[:1].tolist() if self.options is not None else ():
+        for t, lane in self.forbidden(observation).nonzero()[:1].tolist() if self.options else ():
             words = f"no action is allowed in lane {lane} at step {t} of the rollout: its mask is all zeros"
             found.append((t, MASK, EnvFailure(words)))
         for *_, error in sorted(found, key=lambda bad: bad[:2]):
             raise error
 
     def wrong(self, leaf: Leaf | None, x: Tensor) -> Tensor:
-        """The numbers [..., *shape] that cannot be: not finite, or choices that the space has not."""
+        """The numbers [..., *shape] that cannot be: not finite, or choices and switches that the space has not."""
         if leaf is not None and leaf.path in self.ends:
             low, high = self.ends[leaf.path]
             return (x < low) | (x >= high)
+        if leaf is not None and leaf.binary:
+            return (x != 0) & (x != 1)
         return ~x.isfinite()
 
     def first_wrong(self, name: str, leaf: Leaf | None, x: Tensor, where: Tensor) -> Iterator[Bad]:
@@ -123,6 +125,8 @@ class Contract:
             told = f"in lane {lane} at step {t} of the rollout"
             if leaf is not None and leaf.path in self.ends:
                 yield t, name, EnvFailure(f"{what}, which is not in {leaf.space}, {told}")
+            elif leaf is not None and leaf.binary:
+                yield t, name, EnvFailure(f"{what}, which is neither 0 nor 1, {told}")
             else:
                 yield t, name, NonFiniteError(f"{what} {told}")
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from proximo import ranks
 from proximo.batch import Batch, leaves_of, tree_map
-from proximo.errors import ConfigError, EnvFailure, NonFiniteError
+from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.observations import MASK, choices
 from proximo.policy import Policy
 from proximo.sources.acting import Actor, Leaves, stacked
@@ -60,10 +60,7 @@ class EnvSource:
             self.score = self.over = None  # of games, where these are not what is learned from
             if envs.metadata.get("scored"):
                 self.score, self.over = np.zeros((horizon, lanes)), np.zeros((horizon, lanes), bool)
-        if any(isinstance(info, dict) and MASK in info for info in told) and self.seen.allowed is None:
-            raise ConfigError(
-                f'these lanes say info["{MASK}"]: pass a maker of single ones, or put it into what is seen'
-            )
+        self._must_show_masks(told[0] if told else {}, "at a reset")
         self.seen.write(0, first)
         self.seen.write(-1, first)
         self.mask[-1], self.fresh = True, np.ones(lanes, bool)
@@ -137,6 +134,7 @@ class EnvSource:
             self.seen.must_allow(t, self.mask[t], self.taken)
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
         self.taken += 1
+        self._must_show_masks(info, f"after {self.taken} steps")
         self._write("reward", self.reward, t, reward)
         self._write("terminated", self.terminated, t, terminated)
         self._write("truncated", self.truncated, t, truncated)
@@ -147,7 +145,7 @@ class EnvSource:
         ended = self.terminated[t] | self.truncated[t]
         if ended.any():
             if self.mode == AutoresetMode.NEXT_STEP:
-                self.mask[t + 1] = ~(ended & self.mask[t])
+                self.mask[t + 1] = ~ended  # also where the end is a dead row's: after a life games may be over there
             elif self.mode == AutoresetMode.SAME_STEP:
                 final = announced(info)
                 self._remember(t, ended, lambda lane, where: self.seen.one(final[lane], where))
@@ -189,10 +187,16 @@ class EnvSource:
             shown = final(int(lane), f"in lane {lane} at step {self.taken}")
             self.finals[t, int(lane)] = [*shown, *remembered(int(lane))]
 
+    def _must_show_masks(self, info: Any, when: str) -> None:
+        """EnvFailure for a mask in `info` that no policy would see."""
+        if self.seen.allowed is None and isinstance(info, dict) and MASK in info:
+            advice = "say it from the first reset on, or put it into what is seen"
+            raise EnvFailure(f'the environment says info["{MASK}"] {when}, and showed none before: {advice}')
+
     def _guarded(self, what: str, call: Callable[[], Any], t: int | None = None) -> Any:
         try:
             return call()
-        except EnvFailure:
+        except ProximoError:
             raise
         except Exception as error:
             if t is not None:

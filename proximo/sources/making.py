@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 
 from proximo.errors import ConfigError, EnvFailure, MissingExtra, unknown
-from proximo.sources.atari import ALE, ale_lanes, register_games, whole_games
+from proximo.sources.atari import ALE, LIVES, SIGNS, ale_lanes, register_games, without
 from proximo.sources.checked import Checked
 from proximo.sources.envpool import envpool_ids, envpool_lanes
 from proximo.sources.masks import ShowsMask, says_masks
@@ -60,11 +60,12 @@ def single(env: str | MakeEnv, max_episode_steps: int | None = None, **options: 
 def made_by_name(name: str, limit: int | None, options: dict[str, Any]) -> gym.Env:
     """One environment; of those that exist as vectors alone, one lane."""
     register_games(name)
-    played = whole_games(options)
     if name.startswith(ALE) and name in gym.registry:
-        return guarded(name, lambda: OneLane(lambda seed: ale_lanes(name, 1, played, limit)))
+        game = without(options, *SIGNS, LIVES)
+        return guarded(name, lambda: OneLane(lambda seed: ale_lanes(name, 1, game, limit)))
     if envpool_alone(name):
-        one = OneLane(lambda seed: envpool_lanes(name, 1, seed, limit, played))
+        game = without(options, *SIGNS)  # life by life, as it was learned: each begins with the fire button
+        one = OneLane(lambda seed: envpool_lanes(name, 1, seed, limit, game))
         return one if limit is None else gym.wrappers.TimeLimit(one, limit)  # not all of them heed theirs
     return guarded(name, lambda: gym.make(name, disable_env_checker=True, max_episode_steps=limit, **options))
 

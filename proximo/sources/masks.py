@@ -1,45 +1,88 @@
 """Which actions are allowed, as part of what is seen: the key `action_mask` of a Dict observation.
 
-That is where policies look for it. Environments that say it elsewhere, in `info["action_mask"]` or by a method
-`action_masks()`, are wrapped, so that lanes, workers and evaluation all pass it on like any other observation.
+That is where policies look for it: a 1 or 0 for each option, those of all choices of an action in a row. Environments
+that say it elsewhere, in `info["action_mask"]` or by a method `action_masks()`, or part by part, like the action, are
+wrapped, so that lanes, workers and evaluation all pass it on like any other observation.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 
-from proximo.errors import EnvFailure
-from proximo.observations import MASK, choices
+from proximo.errors import EnvFailure, UnsupportedSpace
+from proximo.observations import MASK, MASKABLE, choices, has_mask, space_map
+
+METHOD = "action_masks"
+PARTS = gym.spaces.Dict, gym.spaces.Tuple
+PLACES = {"method": f"{METHOD}()", "info": f'info["{MASK}"]', "observation": f'observation["{MASK}"]'}
 
 
 def says_masks(env: gym.Env) -> str | None:
-    """Where an environment says which actions are allowed, if not in its observation: "method", "info" or nowhere.
+    """Where an environment says which actions are allowed, if not as it is kept: a key of PLACES, or nowhere.
 
-    It may be reset to find out; one that cannot be is complained of where it is used.
+    It may be reset to find out; one that cannot be is complained of where it is used. UnsupportedSpace where its
+    actions have no masks.
     """
-    shown = isinstance(env.observation_space, gym.spaces.Dict) and MASK in env.observation_space.spaces
-    if shown or choices(env.action_space) is None:
-        return None
-    if callable(getattr(env.unwrapped, "action_masks", None)):
-        return "method"
-    try:
-        return "info" if MASK in env.reset(seed=0)[1] else None
-    except EnvFailure:
-        return None
+    space: Any = env.observation_space
+    if has_mask(space):
+        found = "observation" if isinstance(space[MASK], PARTS) else None
+    elif env.has_wrapper_attr(METHOD) and callable(env.get_wrapper_attr(METHOD)):
+        found = "method"
+    else:
+        try:
+            found = "info" if MASK in env.reset(seed=0)[1] else None
+        except EnvFailure:
+            found = None
+    if found is not None and not choices(env.action_space):
+        raise UnsupportedSpace(
+            f"the environment says by {PLACES[found]} what is allowed, but its action space is {env.action_space}: "
+            f"{MASKABLE}; leave it out, or make these actions choices"
+        )
+    return found
 
 
 def allowed_action(space: gym.Space, observation: Any) -> Any:
-    """A random action, one that the observation's mask allows where it has one."""
-    parts = choices(space)
-    if parts is None or not isinstance(observation, dict) or MASK not in observation:
+    """A random action, one that the observation's mask allows where it has one; EnvFailure where that is none."""
+    if not isinstance(observation, dict) or MASK not in observation:
         return space.sample()
-    masks = np.split(np.asarray(observation[MASK], np.int8), np.cumsum(parts)[:-1])
-    if isinstance(space, gym.spaces.Discrete):
-        return space.sample(mask=masks[0])
-    return space.sample(mask=tuple(masks)) if len(space.shape or ()) == 1 else space.sample()
+    masks = iter(np.split(np.asarray(observation[MASK]), np.cumsum(choices(space))[:-1]))
+
+    def drawn(path: Any, part: Any) -> Any:
+        if not choices(part):
+            return part.sample()
+        options = [np.flatnonzero(next(masks)) for _ in choices(part)]
+        if not all(map(len, options)):
+            raise EnvFailure("no action is allowed: the environment's mask is all zeros")
+        chosen = np.array([part.np_random.choice(each) for each in options], part.dtype).reshape(part.shape)
+        return (chosen + part.start)[()]
+
+    return space_map(drawn, space)
+
+
+def in_a_row(said: Any, space: gym.Space) -> np.ndarray:
+    """The mask [sum of options] of an action, from that or a dict or tuple like the action; ValueError for all else.
+
+    Within a dict or tuple None, or a key that is not there, allows everything.
+    """
+    if said is None:
+        return np.ones(sum(choices(space)), np.int8)
+    if isinstance(space, gym.spaces.Dict) and isinstance(said, dict):
+        if said.keys() - space.spaces.keys():
+            raise ValueError("a part that the action has not")
+        pairs = [(said.get(key), part) for key, part in space.spaces.items()]
+    elif isinstance(space, gym.spaces.Tuple) and isinstance(said, list | tuple) and len(said) == len(space.spaces):
+        pairs = list(zip(said, space.spaces, strict=True))
+    else:
+        several = isinstance(said, list | tuple) and len(said) > 0 and np.ndim(said[0]) > 0
+        mask = np.concatenate([np.reshape(part, -1) for part in (said if several else [said])])
+        if mask.shape != (sum(choices(space)),) or not np.isin(mask, (0, 1)).all():
+            raise ValueError("not a 1 or 0 for each option")
+        return mask.astype(np.int8)
+    return np.concatenate([in_a_row(*pair) for pair in pairs])
 
 
 class ShowsMask(gym.Wrapper):
@@ -47,11 +90,17 @@ class ShowsMask(gym.Wrapper):
 
     def __init__(self, env: gym.Env, source: str) -> None:
         super().__init__(env)
-        self.source, self.count = source, sum(choices(env.action_space) or [])
+        self.source, self.count = source, sum(choices(env.action_space))
         inner, mask = env.observation_space, gym.spaces.MultiBinary(self.count)
         parts = dict(inner.spaces) if isinstance(inner, gym.spaces.Dict) else {"observation": inner}
         self.nested = not isinstance(inner, gym.spaces.Dict)
         self.observation_space = gym.spaces.Dict({**parts, MASK: mask})
+        says: dict[str, Callable[[Any, Any], Any]] = {
+            "method": lambda observation, info: env.get_wrapper_attr(METHOD)(),
+            "info": lambda observation, info: info.get(MASK),
+            "observation": lambda observation, info: observation[MASK],
+        }
+        self.says = says[source]
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(seed=seed, options=options)
@@ -64,14 +113,15 @@ class ShowsMask(gym.Wrapper):
         return self._shown(observation, info), reward, terminated, truncated, info
 
     def _shown(self, observation: Any, info: dict[str, Any]) -> dict[str, Any]:
-        owner: Any = self.env.unwrapped
-        said = owner.action_masks() if self.source == "method" else info.get(MASK)
-        parts = said if isinstance(said, (list, tuple)) and np.ndim(said[0]) else [said]
-        mask = np.concatenate([np.asarray(part).reshape(-1) for part in parts]) if said is not None else np.zeros(0)
-        if mask.shape != (self.count,):
-            where = "action_masks()" if self.source == "method" else 'info["action_mask"]'
-            raise EnvFailure(
-                f"the environment's {where} is {said!r}: it must say of {self.count} actions which may be taken"
-            )
+        where, said = f"the environment's {PLACES[self.source]}", None
+        try:
+            said = self.says(observation, info)
+        except Exception as error:
+            raise EnvFailure(f"{where} raised {type(error).__name__}: {error}") from error
+        try:
+            mask = in_a_row(np.zeros(0) if said is None else said, self.env.action_space)
+        except ValueError:
+            words = f"it must say of {self.count} actions which may be taken, 1 or 0 for each"
+            raise EnvFailure(f"{where} is {said!r}: {words}, or so part by part like the action") from None
         rest = {"observation": observation} if self.nested else observation
-        return {**rest, MASK: (mask != 0).astype(np.int8)}
+        return {**rest, MASK: mask}

@@ -12,7 +12,7 @@ from proximo.batch import tree_map
 
 
 class OneLane(gym.Env):
-    """A Gymnasium environment over `make(seed)`, a vector environment of one lane.
+    """A Gymnasium environment over `make(seed)`, a vector environment of one lane; of `Games`, one whole game.
 
     A reset with a seed makes the lane anew, since some take their seed only when they are made.
     """
@@ -31,8 +31,9 @@ class OneLane(gym.Env):
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         actions = tree_map(lambda x: np.asarray(x)[None], action)
-        observation, reward, terminated, truncated, _ = self.lane.step(actions)
-        return tree_map(only, observation), float(reward[0]), bool(terminated[0]), bool(truncated[0]), {}
+        observation, reward, terminated, truncated, info = self.lane.step(actions)
+        over = info.get("over", terminated)  # where only a life ended the lane goes on
+        return tree_map(only, observation), float(reward[0]), bool(terminated[0] & over[0]), bool(truncated[0]), {}
 
     def render(self) -> Any:
         frames: Any = self.lane.render()

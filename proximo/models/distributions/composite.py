@@ -51,7 +51,7 @@ class Composite(NamedTuple):
 class CompositeHead(nn.Module):
     """Tuple and Dict: a head for every part, each with its piece of the outputs, in the space's order.
 
-    A mask is a dict or tuple alike, with None where everything is allowed; parts without choices take none.
+    A mask has the options of all choices in a row, part after part; parts without choices have none in it.
     """
 
     def __init__(self, heads: Parts) -> None:
@@ -60,12 +60,14 @@ class CompositeHead(nn.Module):
         self.heads = nn.ModuleList(heads.values() if isinstance(heads, dict) else heads)  # a key may be any string
         self.sizes: list[int] = [head.outputs for head in self.heads]  # type: ignore[misc]
         self.outputs = sum(self.sizes)
+        self.masks: list[int] = [getattr(head, "options", 0) for head in self.heads]  # type: ignore[misc]
+        self.options = sum(self.masks)
 
-    def forward(self, outputs: Tensor, allowed: Any = None) -> Composite:
-        heads = self.named(self.heads)
-        masks = each(lambda _: None, heads) if allowed is None else allowed
-        pieces = self.named(outputs.split(self.sizes, -1))
-        return Composite(each(part_of, heads, pieces, masks))
+    def forward(self, outputs: Tensor, allowed: Tensor | None = None) -> Composite:
+        """From outputs [..., outputs]; `allowed` [..., options] is a mask of the options of all choices."""
+        heads, pieces = self.named(self.heads), self.named(outputs.split(self.sizes, -1))
+        masks = [None] * len(self.masks) if allowed is None else allowed.split(self.masks, -1)
+        return Composite(each(part_of, heads, pieces, self.named(masks)))
 
     def noise(self, *shape: int, device: torch.device) -> Any:
         return each(lambda head: head.noise(*shape, device=device), self.named(self.heads))
@@ -79,6 +81,6 @@ class CompositeHead(nn.Module):
         return tuple(values) if self.keys is None else dict(zip(self.keys, values, strict=True))
 
 
-def part_of(head: Any, outputs: Tensor, allowed: Any) -> Any:
+def part_of(head: Any, outputs: Tensor, allowed: Tensor | None) -> Any:
     """A part's distribution; heads without choices take no mask."""
-    return head(outputs) if allowed is None else head(outputs, allowed)
+    return head(outputs) if allowed is None or allowed.shape[-1] == 0 else head(outputs, allowed)

@@ -58,7 +58,8 @@ class CategoricalHead(nn.Module):
 
     def __init__(self, space: gym.spaces.Discrete) -> None:
         super().__init__()
-        self.outputs, self.first, self.dtype = int(space.n), int(space.start), space.dtype
+        self.outputs = self.options = int(space.n)
+        self.first, self.dtype = int(space.start), space.dtype
 
     def forward(self, outputs: Tensor, allowed: Tensor | None = None) -> Categorical:
         """From logits [..., n]; `allowed` [..., n] is a mask of choices."""
@@ -99,7 +100,8 @@ class MultiCategoricalHead(nn.Module):
     def __init__(self, space: gym.spaces.MultiDiscrete) -> None:
         super().__init__()
         self.sizes = [int(n) for n in space.nvec.reshape(-1)]
-        self.outputs, self.first, self.dtype = sum(self.sizes), space.start, space.dtype
+        self.outputs = self.options = sum(self.sizes)
+        self.first, self.dtype = space.start, space.dtype
 
     def forward(self, outputs: Tensor, allowed: Tensor | None = None) -> MultiCategorical:
         """From logits [..., sum of options], part after part; `allowed`, a mask of them, is in the same order."""
