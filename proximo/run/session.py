@@ -105,6 +105,8 @@ def preset_config(
     why = "fits the environment" if preset == "auto" else "as asked"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
+    if chosen.task is not None:
+        why += f"; {', '.join(chosen.task.settings_for(algo, taken))} of {chosen.task.name}"
     return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
 
 
