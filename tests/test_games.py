@@ -15,6 +15,7 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import proximo
+from proximo.algorithms import ALGORITHMS
 from proximo.errors import ConfigError, MissingExtra, UnknownName
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
@@ -22,6 +23,7 @@ from proximo.presets import PRESETS, preset_for
 from proximo.presets.screens import ALE_OPTIONS, POOL_OPTIONS, PROCGEN
 from proximo.run import session
 from proximo.run.checkpoint import all_of
+from proximo.run.config import known_settings, resolved
 from proximo.run.play import record_video
 from proximo.sources.atari import Games, whole_games
 from proximo.sources.backends import lanes_for
@@ -305,6 +307,16 @@ def test_where_no_preset_names_the_task_that_for_any_other_stands_alone() -> Non
     assert note.startswith("preset trust-any (fits the environment): ")
     config, [note] = session.preset_config("CartPole-v1", "trpo", "auto")
     assert note.startswith("preset trust-cartpole (fits the environment): ")
+
+
+@pytest.mark.parametrize("env", ["ALE/Pong-v5", "Pong-v5", "Basic-v1"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_stacks_of_frames_are_learned_from_in_sequences_that_divide_a_rollout(env: str, algo: str) -> None:
+    preset = preset_for(env, gym.spaces.Discrete(2), algo)
+    config = resolved(env, algo, preset.name, preset.settings_for(algo, known_settings(algo)))
+    assert config.network.frame_stack == 4
+    assert config.algorithm.horizon % config.sequence == 0
+    assert config.sequence == (5 if algo == "a2c" else 16)
 
 
 def test_pictures_as_numbers() -> None:

@@ -17,7 +17,7 @@ from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.frames import Frames
 from proximo.models.images import ImageEncoder
 from proximo.models.memory import CORES
-from proximo.models.network import Network
+from proximo.models.network import SEQUENCE, Network
 from proximo.models.own import Own, Rows, own_core
 from proximo.observations import MASK, choices, storage
 from proximo.policy import Evaluation
@@ -103,7 +103,7 @@ class ActorCritic(nn.Module):
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
         self.critic_trunk = Trunk(seen, network, own) if apart else None
         self.remembers = self.frames is not None or self.trunk.core is not None
-        self.sequence = network.sequence
+        self.sequence = network.sequence or SEQUENCE
         self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
         shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
         self.actor = tower((*shape, self.head.outputs), activation, 0.01, network.layer_norm)

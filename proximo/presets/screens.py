@@ -55,8 +55,7 @@ PIXELS: dict[str, Any] = RARELY | dict(
 )
 A2C = RARELY | dict(
     steps=10_000_000, envs=16, horizon=5, lr=7e-4, anneal_lr=True, gamma=0.99, entropy_coef=0.01, value_coef=1.0,
-    max_grad_norm=0.5,
-    hidden=(), activation="relu", images="nature", frame_stack=4, sequence=5,
+    max_grad_norm=0.5, hidden=(), activation="relu", images="nature", frame_stack=4,
 )
 ATARI = "Schulman et al. 2017, table 5, with the weights of OpenAI Baselines' ppo2, in sequences"
 OLDER = "OpenAI Baselines, a2c.py, Atari, for 10M steps instead of 80M"

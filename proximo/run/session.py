@@ -133,6 +133,8 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     mode, why = choose_compile(replace(config, spaces=spaces))
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
+    if config.remembers:
+        config = replace(config, network=replace(config.network, sequence=config.sequence))
     if config.network.precision != "float32" and config.run.measures_drift and has_images(config):
         raise ConfigError("max_kl, stop_drift and drift_reference measure more precisely than bfloat16")
     notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
