@@ -28,7 +28,7 @@ from proximo.drift import TRIALS, backtrack, exact_kl, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
-from proximo.models.normalize import RunningMoments
+from proximo.models.normalize import RunningMoments, Unscaled
 from proximo.run import ledger as ledgers
 from proximo.run.checkpoint import all_of
 from proximo.run.config import RunConfig
@@ -360,7 +360,7 @@ def test_an_update_that_was_undone_leaves_no_trace() -> None:
             assert ledger.settle(batch, live, before)["alpha"] == 0.0
             assert same(of_policy(live), of_policy(before))
         counts.append(algorithm.reward_scale.moments.count.item())
-        algorithm.reward_scale = torch.nn.Identity()  # type: ignore[assignment]
+        algorithm.reward_scale = Unscaled()
         torch.manual_seed(3)
         algorithm.step(batch, 0.0)
         ends.append(snapshot(policy) | algorithm.optimizer.state_tensors())
