@@ -116,6 +116,10 @@ class Resolved:
         rollout = self.rollout
         if rollout > LARGEST_ROLLOUT:
             raise ConfigError(f"a rollout of {rollout:,} steps is too large: at most {LARGEST_ROLLOUT:,} are collected")
+        many = getattr(self.algorithm, "rollouts", 1)
+        if many * rollout > LARGEST_ROLLOUT:
+            size = f"{many:,} rollouts of {rollout:,} steps are too large"
+            raise ConfigError(f"{size}: at most {LARGEST_ROLLOUT:,} are kept; lower --rollouts, --envs or --horizon")
         parts = getattr(self.algorithm, "minibatches", 1)
         if rollout % parts:
             near = [n for n in range(max(1, parts // 2), min(parts, 10_000) * 2) if rollout % n == 0]
