@@ -220,11 +220,29 @@ def test_an_update_is_cut_no_more_than_it_must() -> None:
         tried.append(((live["x"] - before["x"]).item() / 20) ** 2)
         return tried[-1]
 
-    assert backtrack(live, before, 1.0, measure, 0.5) == pytest.approx(0.95 * 0.5**0.5)
+    assert backtrack(live, before, 1.0, measure, 0.5) == (pytest.approx(0.95 * 0.5**0.5), tried[0])
     assert len(tried) == 1
     live = {"x": torch.tensor([30.0]), "n": torch.tensor(3)}
-    assert backtrack(live, before, math.inf, lambda: tried.append(1.0) or math.nan, 0.5) == 0.0
+    assert backtrack(live, before, math.inf, lambda: tried.append(1.0) or math.nan, 0.5) == (0.0, 0.0)
     assert (len(tried), live["x"].item(), live["n"].item()) == (1 + TRIALS, 10.0, 1)
+
+
+def test_a_cut_update_is_measured_once_for_each_length_that_is_tried() -> None:
+    policy, seen = policy_for(SPACES["box"]), list[float]()
+    batch = collected(policy, torch.randn(16, 4, 5), torch.ones(16, 4, dtype=torch.bool))
+
+    def exact(*given: Any) -> float:
+        seen.append(exact_kl(*given))
+        return seen[-1]
+
+    def update() -> None:
+        with torch.no_grad():
+            policy.head.log_std.add_(1)
+
+    _, row = settled(Ledger(policy, RunConfig(max_kl=0.01), exact=exact), policy, batch, update)
+    assert 0 < row["alpha"] < 1
+    assert row["kl"] == seen[-1] <= 0.01
+    assert all(kl > 0.01 for kl in seen[:-1])
 
 
 def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
