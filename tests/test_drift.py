@@ -508,6 +508,40 @@ def test_a_reference_may_be_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     assert same(run.ledger.reference, snapshot(proximo.load(first).policy))
 
 
+GRU = dict(memory="gru", memory_size=8, sequence=16)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "fits"),
+    [
+        ({}, dict(log_std_init=-1.0), True),
+        (dict(state_std=True), dict(state_std=True, log_std_init=-1.0), False),
+        (GRU, GRU | dict(sequence=8), True),
+        (GRU, GRU | dict(trunk="separate"), False),
+        ({}, dict(trunk="separate", precision="bfloat16"), True),
+        ({}, dict(activation="relu"), False),
+        ({}, dict(distribution="squashed"), False),
+    ],
+)
+def test_a_reference_fits_where_its_tensors_mean_the_same(
+    theirs: dict[str, Any], ours: dict[str, Any], fits: bool, tmp_path: Path
+) -> None:
+    settings = dict(steps=128, **QUIET, **SMALL["ppo"])
+    first = proximo.train(RecallContinuous, out=tmp_path / "first", **settings, **theirs)
+    settings |= dict(drift_reference=first.folder, out=tmp_path / "run")
+    if fits:
+        run: Any = proximo.train(RecallContinuous, **settings, **ours)
+        assert same(run.ledger.reference, snapshot(first.policy))
+    else:
+        with pytest.raises(ConfigError, match="another network"):
+            proximo.train(RecallContinuous, **settings, **ours)
+
+
+def test_ppo_on_vectors_may_be_trpos_reference(trained: Path, tmp_path: Path) -> None:
+    settings = dict(steps=1024, drift_reference=trained, out=tmp_path / "run", **QUIET, **SMALL["trpo"])
+    assert rows(proximo.train("CartPole-v1", "trpo", **settings).folder)
+
+
 def test_plot_draws_drift(
     command: Command, complaint: Complaint, trained: Path, measured: Path, tmp_path: Path
 ) -> None:

@@ -239,7 +239,7 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     if ledger is not None and own.names:
         must_be_measured(policy, shown, own.names)
     if ledger is not None and fresh and config.run.drift_reference is not None:
-        restore(ledger.reference, reference_of(config, own), config.run.drift_reference)
+        restore(ledger.reference, reference_of(config, policy, own), config.run.drift_reference)
     judge = None
     if not isinstance(env, MANY):
         make, c = single(env, config.run.max_episode_steps, **config.run.options), config.run
