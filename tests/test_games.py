@@ -309,6 +309,12 @@ def test_where_no_preset_names_the_task_that_for_any_other_stands_alone() -> Non
     assert note.startswith("preset trust-cartpole (fits the environment): ")
 
 
+@pytest.mark.parametrize("name", ["atari", "atari-envpool", "vizdoom"])
+def test_the_clip_of_atari_falls_where_an_algorithm_can_let_it(name: str) -> None:
+    taken = {algo: PRESETS[name].settings_for(algo, known_settings(algo)) for algo in ("ppo", "dual_clip", "a2c")}
+    assert [(s.get("clip"), s.get("anneal_clip")) for s in taken.values()] == [(0.1, True), (0.1, None), (None, None)]
+
+
 @pytest.mark.parametrize("env", ["ALE/Pong-v5", "Pong-v5", "Basic-v1"])
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_stacks_of_frames_are_learned_from_in_sequences_that_divide_a_rollout(env: str, algo: str) -> None:
