@@ -16,6 +16,7 @@ from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.frames import Frames
 from proximo.models.images import ImageEncoder
+from proximo.models.initial import orthogonal
 from proximo.models.memory import CORES
 from proximo.models.network import SEQUENCE, Network
 from proximo.models.own import Own, Rows, own_core
@@ -31,10 +32,7 @@ def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float, layer_
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.Linear(inputs, outputs)
-        if not linear.weight.is_meta:
-            nn.init.orthogonal_(linear.weight, gain if last else 2**0.5)
-            nn.init.zeros_(linear.bias)
+        linear = orthogonal(nn.Linear(inputs, outputs), gain if last else 2**0.5)
         between = [nn.LayerNorm(outputs), activation()] if layer_norm else [activation()]
         layers += [linear] if last else [linear, *between]
     return nn.Sequential(*layers)

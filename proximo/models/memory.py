@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from proximo.errors import ConfigError
+from proximo.models.initial import orthogonal
 
 State = tuple[Any, ...]
 Cell = Callable[[Tensor, nn.Linear, State], State]
@@ -64,10 +65,7 @@ class Recurrence(nn.Module):
         self.cell = cell
         self.input, self.recurrent = nn.Linear(inputs, gates * size), nn.Linear(size, gates * size, bias)
         for linear in (self.input, self.recurrent):
-            for gate in linear.weight.detach().split(size):
-                orthogonal(gate)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+            orthogonal(linear, 1.0, gates)
 
     def forward(self, inputs: Tensor, state: State, keep: Tensor) -> tuple[Tensor, State]:
         """[T, N, inputs], tensors [N, size], keep [T, N, 1], zero where an episode begins -> [T, N, size]."""
@@ -221,16 +219,7 @@ CORES: dict[str, Callable[..., Core]] = {"lstm": LSTM, "gru": GRU, "transformer"
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
-    """A layer with orthogonal weights and no bias to begin with."""
-    layer = nn.Linear(inputs, outputs)
-    orthogonal(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def orthogonal(weight: Tensor, gain: float = 1.0) -> None:
-    if not weight.is_meta:  # there are no numbers, when only sizes are asked for
-        nn.init.orthogonal_(weight, gain)
+    return orthogonal(nn.Linear(inputs, outputs), gain)
 
 
 def blank(module: nn.Module, *shape: int) -> Tensor:
