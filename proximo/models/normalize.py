@@ -92,13 +92,11 @@ class RewardScale(nn.Module):
         return batch.replace(reward=scaled.clamp(-self.limit, self.limit))
 
 
-class Unscaled(nn.Module):
+class Unscaled(nn.Identity):
     """Rewards as they came."""
 
-    def forward(self, batch: Batch) -> Batch:
+    def scaled(self, batch: Batch) -> Batch:
         return batch
-
-    scaled = forward
 
 
 def reward_scale(config: Any, device: torch.device) -> RewardScale | Unscaled:
