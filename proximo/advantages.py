@@ -108,11 +108,12 @@ def vtrace(
         v_t = V(s_t) + e_t,   e_t = ρ_t δ_t + γ c_t (1 − terminated_t − truncated_t) e_{t+1}
         A_t = ρ_t (δ_t + γλ (1 − terminated_t − truncated_t) e_{t+1}),   δ_t as in `gae`
 
-    `logp` [T, N] is that of the policy π that learns; `batch.logp` that of the policy μ that collected, `value` and
-    `next_value` those of today's critic. Adds `advantage` A and `returns` v, [T, N], and exchanges `logp`: A holds the
-    correction, and what follows takes the batch for one of π's own (as the decoupled objective of Hilton et al. 2021,
-    arXiv:2110.00641). Where π is μ this is `gae`. For λ < 1 the next state's target is the λ-mixture of v and V, which
-    for λ = 1 is the paper's. Dead rows get zero and pass nothing on.
+    `logp` [T, N] is that of the policy π that learns; `batch.logp` that of the policy μ that collected. `value` is
+    today's critic's, and so is `next_value` but where `revalue` leaves what the critic of then said. Adds `advantage` A
+    and `returns` v, [T, N], and exchanges `logp`: A holds the correction, and what follows takes the batch for one of
+    π's own (as the decoupled objective of Hilton et al. 2021, arXiv:2110.00641). Where π is μ this is `gae`. For λ < 1
+    the next state's target is the λ-mixture of v and V, which for λ = 1 is the paper's. Dead rows get zero and pass
+    nothing on.
     """
     columns = batch.reward, batch.value, batch.next_value, batch.mask, batch.terminated, batch.truncated
     found = _vtrace(*columns, logp, batch.logp, gamma=gamma, lam=lam, rho_bar=rho_bar, c_bar=c_bar)
@@ -138,7 +139,8 @@ def revalue(batch: Batch, value: Tensor) -> Batch:
     """A batch with `value` [T, N], the critic's opinion of today, and `next_value` from it.
 
     A row's next observation is that of the row after it. Where the batch does not hold it (the last row, and a row
-    after which an episode began anew within the step) `next_value` stays what it was.
+    after which an episode began anew within the step) `next_value` stays what it was: the opinion of the critic that
+    the batch was collected with.
     """
     following = torch.where(batch.start[1:], batch.next_value[:-1], value[1:])
     return batch.replace(value=value, next_value=torch.cat([following, batch.next_value[-1:]]))

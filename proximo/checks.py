@@ -36,3 +36,9 @@ def check(
         pairs = isinstance(pair, tuple) and len(pair) == 2
         if not pairs or not all(isinstance(x, int | float) and 0 <= x < 1 for x in pair):
             raise ConfigError(f"{name} is {pair!r}: it must be two numbers of at least 0 and less than 1")
+
+
+def within(name: str, value: float, least: float, most: float) -> None:
+    """ConfigError for a number outside [least, most]."""
+    if not least <= value <= most:
+        raise ConfigError(f"{name} is {value:g}: it must be between {least:g} and {most:g}")

@@ -100,13 +100,17 @@ def near(kl: float, bound: float) -> bool:
 
 
 @torch.no_grad()
-def backtrack(live: Tensors, before: Tensors, kl: float, measure: Callable[[], float], bound: float) -> float:
-    """Take an update back along its own path until `measure()` is within the bound; α, the share of it that is left.
+def backtrack(
+    live: Tensors, before: Tensors, kl: float, measure: Callable[[], float], bound: float
+) -> tuple[float, float]:
+    """Take an update back along its own path until `measure()` is within the bound.
+
+    Returns α, the share of it that is left, which is less than 1, and what was measured there.
 
     θ = θ_before + α (θ_after − θ_before) for all floating-point tensors of a policy, its normaliser's moments among
     them, written into `live`; `kl` is the distance at α = 1. KL grows about with the square of α where steps are
     short, so the next α is taken from that, and at least half of the one before. Where none of `TRIALS` will do, as
-    where a number is not finite, everything is as before, bit for bit, and α is 0.
+    where a number is not finite, everything is as before, bit for bit, and both are 0.
     """
     after = {name: tensor.clone() for name, tensor in live.items()}
     alpha, hopeless = 1.0, not all(tensor.isfinite().all() for tensor in after.values())
@@ -117,7 +121,7 @@ def backtrack(live: Tensors, before: Tensors, kl: float, measure: Callable[[], f
                 tensor.copy_(before[name].lerp(after[name], alpha))
         kl = measure()
         if kl <= bound:
-            return alpha
+            return alpha, kl
     for name, tensor in live.items():
         tensor.copy_(before[name])
-    return 0.0
+    return 0.0, 0.0

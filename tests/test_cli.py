@@ -141,7 +141,7 @@ ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that 
     eval_episodes=2, features_every=64, max_episode_steps=60, env_options=["g=9.5"], threads=2, max_kl=0.7,
     stop_drift=90.0, drift_reference="reference", horizon=16, gamma=0.9, normalize_reward=False, lam=0.7, lr=0.02,
     anneal_lr=False, max_grad_norm=0.8, betas=[0.99, 0.98], epochs=2, minibatches=4, value_coef=0.6, entropy_coef=0.02,
-    clip=0.3, clip_high=0.4, value_clip=0.5, target_kl=1.5,
+    clip=0.3, anneal_clip=True, clip_high=0.4, value_clip=0.5, target_kl=1.5,
     hidden=[16, 8], activation="relu", layer_norm=True, normalize_observation=False, images="nature", channels="last",
     precision="bfloat16", frame_stack=2, trunk="separate", memory="gru", memory_size=8, memory_window=4, sequence=8,
     distribution="squashed", state_std=True, log_std_init=-0.5,

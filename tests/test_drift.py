@@ -28,7 +28,7 @@ from proximo.drift import TRIALS, backtrack, exact_kl, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
-from proximo.models.normalize import RunningMoments
+from proximo.models.normalize import RunningMoments, Unscaled
 from proximo.run import ledger as ledgers
 from proximo.run.checkpoint import all_of
 from proximo.run.config import RunConfig
@@ -220,11 +220,29 @@ def test_an_update_is_cut_no_more_than_it_must() -> None:
         tried.append(((live["x"] - before["x"]).item() / 20) ** 2)
         return tried[-1]
 
-    assert backtrack(live, before, 1.0, measure, 0.5) == pytest.approx(0.95 * 0.5**0.5)
+    assert backtrack(live, before, 1.0, measure, 0.5) == (pytest.approx(0.95 * 0.5**0.5), tried[0])
     assert len(tried) == 1
     live = {"x": torch.tensor([30.0]), "n": torch.tensor(3)}
-    assert backtrack(live, before, math.inf, lambda: tried.append(1.0) or math.nan, 0.5) == 0.0
+    assert backtrack(live, before, math.inf, lambda: tried.append(1.0) or math.nan, 0.5) == (0.0, 0.0)
     assert (len(tried), live["x"].item(), live["n"].item()) == (1 + TRIALS, 10.0, 1)
+
+
+def test_a_cut_update_is_measured_once_for_each_length_that_is_tried() -> None:
+    policy, seen = policy_for(SPACES["box"]), list[float]()
+    batch = collected(policy, torch.randn(16, 4, 5), torch.ones(16, 4, dtype=torch.bool))
+
+    def exact(*given: Any) -> float:
+        seen.append(exact_kl(*given))
+        return seen[-1]
+
+    def update() -> None:
+        with torch.no_grad():
+            policy.head.log_std.add_(1)
+
+    _, row = settled(Ledger(policy, RunConfig(max_kl=0.01), exact=exact), policy, batch, update)
+    assert 0 < row["alpha"] < 1
+    assert row["kl"] == seen[-1] <= 0.01
+    assert all(kl > 0.01 for kl in seen[:-1])
 
 
 def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
@@ -360,7 +378,7 @@ def test_an_update_that_was_undone_leaves_no_trace() -> None:
             assert ledger.settle(batch, live, before)["alpha"] == 0.0
             assert same(of_policy(live), of_policy(before))
         counts.append(algorithm.reward_scale.moments.count.item())
-        algorithm.reward_scale = torch.nn.Identity()  # type: ignore[assignment]
+        algorithm.reward_scale = Unscaled()
         torch.manual_seed(3)
         algorithm.step(batch, 0.0)
         ends.append(snapshot(policy) | algorithm.optimizer.state_tensors())
@@ -488,6 +506,40 @@ def test_a_reference_may_be_a_checkpoint(trained: Path, tmp_path: Path) -> None:
     run = proximo.train("CartPole-v1", steps=512, drift_reference=first, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
     assert run.ledger is not None
     assert same(run.ledger.reference, snapshot(proximo.load(first).policy))
+
+
+GRU = dict(memory="gru", memory_size=8, sequence=16)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "fits"),
+    [
+        ({}, dict(log_std_init=-1.0), True),
+        (dict(state_std=True), dict(state_std=True, log_std_init=-1.0), False),
+        (GRU, GRU | dict(sequence=8), True),
+        (GRU, GRU | dict(trunk="separate"), False),
+        ({}, dict(trunk="separate", precision="bfloat16"), True),
+        ({}, dict(activation="relu"), False),
+        ({}, dict(distribution="squashed"), False),
+    ],
+)
+def test_a_reference_fits_where_its_tensors_mean_the_same(
+    theirs: dict[str, Any], ours: dict[str, Any], fits: bool, tmp_path: Path
+) -> None:
+    settings = dict(steps=128, **QUIET, **SMALL["ppo"])
+    first = proximo.train(RecallContinuous, out=tmp_path / "first", **settings, **theirs)
+    settings |= dict(drift_reference=first.folder, out=tmp_path / "run")
+    if fits:
+        run: Any = proximo.train(RecallContinuous, **settings, **ours)
+        assert same(run.ledger.reference, snapshot(first.policy))
+    else:
+        with pytest.raises(ConfigError, match="another network"):
+            proximo.train(RecallContinuous, **settings, **ours)
+
+
+def test_ppo_on_vectors_may_be_trpos_reference(trained: Path, tmp_path: Path) -> None:
+    settings = dict(steps=1024, drift_reference=trained, out=tmp_path / "run", **QUIET, **SMALL["trpo"])
+    assert rows(proximo.train("CartPole-v1", "trpo", **settings).folder)
 
 
 def test_plot_draws_drift(

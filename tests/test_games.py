@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -14,13 +15,15 @@ import torch
 from gymnasium.vector import AutoresetMode
 
 import proximo
+from proximo.algorithms import ALGORITHMS
 from proximo.errors import ConfigError, MissingExtra, UnknownName
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.presets import PRESETS, preset_for
-from proximo.presets.screens import PROCGEN
+from proximo.presets.screens import ALE_OPTIONS, POOL_OPTIONS, PROCGEN
 from proximo.run import session
 from proximo.run.checkpoint import all_of
+from proximo.run.config import known_settings, resolved
 from proximo.run.play import record_video
 from proximo.sources.atari import LIVES, SIGNS, Games, without
 from proximo.sources.backends import lanes_for
@@ -303,6 +306,57 @@ def test_presets_name_environments_that_are() -> None:
     for name, preset in (("Pong-v5", "atari-envpool"), ("ALE/Pong-v5", "atari"), ("CoinrunHard-v0", "procgen")):
         assert preset_for(name, action, "ppo").name == preset
         assert preset_for(name, action, "dual_clip").name == preset
+
+
+@pytest.mark.parametrize(
+    ("env", "task", "taken"),
+    [
+        ("ALE/Pong-v5", "atari", dict(steps=10_000_000, frame_stack=4, env_options=ALE_OPTIONS)),
+        ("Pong-v5", "atari-envpool", dict(steps=10_000_000, images="nature", env_options=POOL_OPTIONS)),
+        ("Basic-v1", "vizdoom", dict(frame_stack=4, env_options=("stack_num=1", "use_combined_action=true"))),
+        ("MiniGrid-MemoryS9-v0", "minigrid", dict(images="numbers", steps=1_000_000)),
+        ("LaneKeeping-v0", "lanekeeping", dict(max_episode_steps=200, gamma=0.9)),
+        ("Racetrack-v0", "racetrack", dict(gamma=0.9, steps=300_000)),
+        ("Pendulum-v1", "pendulum", dict(gamma=0.9, steps=300_000)),
+    ],
+)
+def test_the_task_stands_over_a_preset_for_any_other(env: str, task: str, taken: dict[str, Any]) -> None:
+    config, [note] = session.preset_config(env, "trpo", "auto")
+    settings = {**vars(config.run), **vars(config.algorithm), **vars(config.network)}
+    assert config.preset == "trust-any"
+    assert settings.items() >= taken.items()
+    assert (config.run.envs, config.algorithm.horizon, config.algorithm.lr) == (8, 256, 1e-3), "the algorithm's own"
+    told = re.search(rf"\(fits the environment; (.*) of {task}\): {re.escape(PRESETS['trust-any'].source)}$", note)
+    assert told
+    names = told[1].split(", ")
+    assert set(names) >= taken.keys()
+    assert all(settings[name] == PRESETS[task].settings[name] for name in names)
+    one, *others = (preset_for(env, gym.spaces.Discrete(2), algo) for algo in PRESETS["trust-any"].algos)
+    assert others == [one, one]
+
+
+def test_where_no_preset_names_the_task_that_for_any_other_stands_alone() -> None:
+    config, [note] = session.preset_config("MountainCar-v0", "trpo", "auto")
+    assert config.run.steps == PRESETS["trust-any"].settings["steps"]
+    assert note.startswith("preset trust-any (fits the environment): ")
+    config, [note] = session.preset_config("CartPole-v1", "trpo", "auto")
+    assert note.startswith("preset trust-cartpole (fits the environment): ")
+
+
+@pytest.mark.parametrize("name", ["atari", "atari-envpool", "vizdoom"])
+def test_the_clip_of_atari_falls_where_an_algorithm_can_let_it(name: str) -> None:
+    taken = {algo: PRESETS[name].settings_for(algo, known_settings(algo)) for algo in ("ppo", "dual_clip", "a2c")}
+    assert [(s.get("clip"), s.get("anneal_clip")) for s in taken.values()] == [(0.1, True), (0.1, None), (None, None)]
+
+
+@pytest.mark.parametrize("env", ["ALE/Pong-v5", "Pong-v5", "Basic-v1"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_stacks_of_frames_are_learned_from_in_sequences_that_divide_a_rollout(env: str, algo: str) -> None:
+    preset = preset_for(env, gym.spaces.Discrete(2), algo)
+    config = resolved(env, algo, preset.name, preset.settings_for(algo, known_settings(algo)))
+    assert config.network.frame_stack == 4
+    assert config.algorithm.horizon % config.sequence == 0
+    assert config.sequence == (5 if algo == "a2c" else 16)
 
 
 def test_pictures_as_numbers() -> None:

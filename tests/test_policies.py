@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from proximo.algorithms import ALGORITHMS
 from proximo.batch import Batch, leaves_of, tree_map
 from proximo.errors import CheckpointError, ConfigError, EnvFailure, UnsupportedSpace
 from proximo.models.actor_critic import ActorCritic
+from proximo.models.memory import GRU
 from proximo.models.network import Network
 from proximo.run.checkpoint import all_of
 from proximo.run.evaluate import evaluate
@@ -399,6 +401,18 @@ def test_a_memory_that_cannot_be_is_refused(settings: dict[str, Any], words: str
     with pytest.raises(ConfigError, match=words):
         proximo.train(Cue, steps=1024, out=tmp_path / "run", **QUIET, **(SMALL["ppo"] | settings))
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("brought", [dict(memory="gru", memory_size=8), dict(frame_stack=2), dict(core=GRU)])
+def test_a_short_horizon_is_one_sequence_where_none_is_asked_for(brought: dict[str, Any], tmp_path: Path) -> None:
+    settings = dict(horizon=5, steps=80, out=tmp_path / "run", **QUIET)
+    with pytest.raises(ConfigError, match="sequences of 16 steps do not divide a horizon of 5"):
+        proximo.train(Cue, "a2c", sequence=16, **settings, **brought)
+    run = proximo.train(Cue, "a2c", **settings, **brought)
+    assert run.config.network.sequence == run.policy.sequence == 5
+    assert json.loads((run.folder / "config.json").read_text())["network"]["sequence"] == 5
+    again = proximo.resume(run.folder, Cue, steps=120, quiet=True, **{k: v for k, v in brought.items() if k == "core"})
+    assert again.policy.sequence == 5
 
 
 class Listed(gym.Env):

@@ -339,6 +339,23 @@ def test_early_stop_ends_after_the_first_pass_that_goes_too_far() -> None:
     assert report["kl_after"] > target
 
 
+def test_a_clip_that_falls_is_halfway_through_the_run_half_of_itself() -> None:
+    ends = []
+    for numbers in (dict(clip=0.2, anneal_clip=True), dict(clip=0.1), dict(clip=0.2)):
+        policy = fresh()
+        algorithm = PPO(policy, PPOConfig(lr=1e-2, anneal_lr=False, **numbers))  # type: ignore[arg-type]
+        first, vector = collected(policy), algorithm.optimizer.state["vector"]
+        before = {name: x.clone() for name, x in algorithm.optimizer.state.items()}
+        algorithm.step(first, 0.0)
+        algorithm.optimizer.restore(before)
+        torch.manual_seed(0)
+        algorithm.step(first, 0.5)
+        ends.append(vector.clone())
+    falling, half, whole = ends
+    torch.testing.assert_close(falling, half, rtol=1e-5, atol=1e-6)
+    assert (falling - whole).abs().max() > 1e-3
+
+
 def test_without_a_target_the_update_is_what_it_was() -> None:
     ends = []
     for target in (None, 1e9):

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from proximo.advantages import gae, vtrace
 from proximo.algorithms.ppo import PPO
 from proximo.algorithms.reuse import Reuse
+from proximo.algorithms.trpo_reuse import TRPOReuse
 from proximo.batch import Batch
 from proximo.compiler import compiling
 from proximo.policy import blank
@@ -215,3 +216,28 @@ def test_rows_of_older_policies_still_have_a_gradient() -> None:
     report = algorithm.step(newer, 0.0)
     assert report["clip_fraction"] == 0
     assert all(not torch.equal(p, old) for p, old in zip(policy.actor.parameters(), before, strict=True))
+
+
+@pytest.mark.parametrize("make", [Reuse, TRPOReuse])
+def test_rewards_of_old_collections_are_scaled_as_those_of_the_newest(
+    make: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = policy_for(SPACES["box"])
+    algorithm = make(policy, make.Config(normalize_reward=True, rollouts=2, minibatches=2))
+    batch, no = batch_for(policy), torch.zeros(16, 4, dtype=torch.bool)
+    batch = batch.replace(start=no, terminated=no, truncated=no, next_value=batch.returns)
+    rewards, seen = [factor * torch.rand(16, 4) for factor in (1, 30)], list[Batch]()
+
+    def watching(together: Batch, *rest: Any) -> Batch:
+        seen.append(together)
+        return vtrace(together, *rest)
+
+    monkeypatch.setattr(f"{make.__module__}.vtrace", watching)
+    deviations = []
+    for reward in rewards:
+        algorithm.step(batch.replace(reward=reward), 0.0)
+        deviations.append(algorithm.reward_scale.moments.std().float())
+    assert deviations[1] > 10 * deviations[0]
+    torch.testing.assert_close(seen[0].reward[:, :4], rewards[0] / deviations[0])
+    torch.testing.assert_close(seen[1].reward, torch.cat(rewards, 1) / deviations[1])
+    assert torch.equal(algorithm.rollouts.together().reward, torch.cat(rewards, 1)), "kept as they came"

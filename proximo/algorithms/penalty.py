@@ -9,7 +9,7 @@ from torch import Tensor
 from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
-from proximo.checks import check
+from proximo.checks import check, within
 from proximo.coefficients import Coefficient, steered
 from proximo.drift import backtrack, kl
 from proximo.models.normalize import reward_scale
@@ -18,6 +18,8 @@ from proximo.policy import Policy
 from proximo.state import live_tensors
 from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd
+
+LEAST, MOST = 2.0**-20, 2.0**20  # of β
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class PenaltyConfig(Proximal):
     def __post_init__(self) -> None:
         super().__post_init__()
         check(self, positive=("target_kl", "beta", "backtrack_above"))
+        within("beta", self.beta, LEAST, MOST)
 
 
 class Penalty:
@@ -59,7 +62,7 @@ class Penalty:
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
         )
         beta, reached = self.beta.value, kl(self.policy, batch).item()
-        self.beta.value = steered(beta, reached, c.target_kl, band=1.5, factor=2, least=2**-20, most=2**20)
+        self.beta.value = steered(beta, reached, c.target_kl, band=1.5, factor=2, least=LEAST, most=MOST)
         drift = {"beta": beta, "kl_after": self.backtracked(batch, before, reached)}
         return {**report, **drift, "explained_variance": explained_variance(batch), "lr": lr}
 
@@ -68,11 +71,9 @@ class Penalty:
         bound = self.config.backtrack_above * self.config.target_kl
         if reached <= bound:
             return reached
-        after = {"vector": self.optimizer.state["vector"].clone()}
-        self.optimizer.restore(before | after)
         live = {"vector": self.optimizer.state["vector"]}
-        backtrack(live, before, reached, lambda: kl(self.policy, batch).item(), bound)
-        return kl(self.policy, batch).item()
+        self.optimizer.restore(before | live)
+        return backtrack(live, before, reached, lambda: kl(self.policy, batch).item(), bound)[1]
 
     def state_tensors(self) -> dict[str, Tensor]:
         """All that `step` changes besides the policy."""

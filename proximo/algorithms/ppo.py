@@ -10,6 +10,7 @@ from proximo.advantages import explained_variance, gae, standardize
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
+from proximo.coefficients import Coefficient, linear
 from proximo.drift import kl
 from proximo.models.normalize import reward_scale
 from proximo.objectives import clip, entropy, value_error
@@ -25,6 +26,8 @@ class PPOConfig(Proximal):
 
     clip: float = 0.2
     """ε: how far the ratio may move before its gradient is cut."""
+    anneal_clip: bool = False
+    """Let ε fall linearly to zero over the run; a clip_high stays."""
     clip_high: float | None = None
     """How far it may move upwards, where that is not ε too."""
     value_clip: float | None = None
@@ -47,27 +50,29 @@ class PPO:
         self.policy, self.config = policy, config
         self.optimizer = Adam(policy, eps=1e-5, betas=config.betas)
         self.reward_scale = reward_scale(config, policy.device)
+        self.epsilon = Coefficient("epsilon", config.clip) if config.anneal_clip else config.clip
         value_loss = config.value_coef * value_error(config.value_clip)
-        self.objective = clip(config.clip, config.clip_high) + value_loss - config.entropy_coef * entropy()
+        self.objective = clip(self.epsilon, config.clip_high) + value_loss - config.entropy_coef * entropy()
 
     def step(self, batch: Batch, progress: float) -> dict[str, Tensor | float]:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
         batch = gae(self.reward_scale(batch), c.gamma, c.lam)
+        if isinstance(self.epsilon, Coefficient):
+            self.epsilon.value = linear(c.clip, 0.0, progress)
+            batch = self.epsilon.on(batch)
         reached: list[float] = []
 
         def far() -> bool:
-            if c.target_kl is None:
-                return False
-            reached.append(kl(self.policy, batch).item())
-            return reached[-1] > c.target_kl
+            reached.append(0.0 if c.target_kl is None else kl(self.policy, batch).item())
+            return reached[-1] > (c.target_kl or 0.0)
 
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize,
             far,
         )  # fmt: skip
-        stopped = {"kl_after": reached[-1], "passes": float(len(reached))} if reached else {}
+        stopped = {"kl_after": reached[-1], "passes": float(len(reached))} if c.target_kl else {}
         return {**report, **stopped, "explained_variance": explained_variance(batch), "lr": lr}
 
     def state_tensors(self) -> dict[str, Tensor]:

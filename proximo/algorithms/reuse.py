@@ -63,8 +63,10 @@ class Reuse:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
-        self.rollouts.add(self.reward_scale(batch))
-        batch = vtrace(*judged(self.policy, self.rollouts.together()), c.gamma, c.lam)
+        self.reward_scale(batch)
+        self.rollouts.add(batch)
+        batch = self.reward_scale.scaled(self.rollouts.together())
+        batch = vtrace(*judged(self.policy, batch), c.gamma, c.lam)
         report = sgd(
             self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
         )

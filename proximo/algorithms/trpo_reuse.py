@@ -56,8 +56,10 @@ class TRPOReuse:
         """One update from one collection; `progress` is the share of the run that is done. Returns its metrics."""
         c = self.config
         lr = self.optimizer.lr = c.lr_at(progress)
-        self.rollouts.add(self.reward_scale(batch))
-        batch = vtrace(*judged(self.policy, self.rollouts.together()), c.gamma, c.lam)
+        self.reward_scale(batch)
+        self.rollouts.add(batch)
+        batch = self.reward_scale.scaled(self.rollouts.together())
+        batch = vtrace(*judged(self.policy, batch), c.gamma, c.lam)
         report = natural_step(
             self.policy, self.optimizer, self.objective, standardize(batch),
             c.delta, c.cg_iterations, c.cg_damping, c.fisher_fraction, c.halvings,

@@ -16,8 +16,9 @@ from proximo.models.distributions import head_for
 from proximo.models.encoders import Encoding, encoder_for
 from proximo.models.frames import Frames
 from proximo.models.images import ImageEncoder
+from proximo.models.initial import orthogonal
 from proximo.models.memory import CORES
-from proximo.models.network import Network
+from proximo.models.network import SEQUENCE, Network
 from proximo.models.own import Own, Rows, own_core
 from proximo.observations import MASK, MASKABLE, choices, has_mask
 from proximo.policy import Evaluation
@@ -31,10 +32,7 @@ def tower(sizes: Sequence[int], activation: type[nn.Module], gain: float, layer_
     layers: list[nn.Module] = []
     for i, (inputs, outputs) in enumerate(pairwise(sizes)):
         last = i == len(sizes) - 2
-        linear = nn.Linear(inputs, outputs)
-        if not linear.weight.is_meta:
-            nn.init.orthogonal_(linear.weight, gain if last else 2**0.5)
-            nn.init.zeros_(linear.bias)
+        linear = orthogonal(nn.Linear(inputs, outputs), gain if last else 2**0.5)
         between = [nn.LayerNorm(outputs), activation()] if layer_norm else [activation()]
         layers += [linear] if last else [linear, *between]
     return nn.Sequential(*layers)
@@ -103,7 +101,7 @@ class ActorCritic(nn.Module):
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
         self.critic_trunk = Trunk(seen, network, own) if apart else None
         self.remembers = self.frames is not None or self.trunk.core is not None
-        self.sequence = network.sequence
+        self.sequence = network.sequence or SEQUENCE
         self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
         shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
         self.actor = tower((*shape, self.head.outputs), activation, 0.01, network.layer_norm)

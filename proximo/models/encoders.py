@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from proximo.models.images import ImageEncoder, orthogonal
+from proximo.models.images import ImageEncoder
+from proximo.models.initial import orthogonal
 from proximo.models.normalize import Normalizer
 from proximo.observations import Path, leaves, pointer, storage, unsupported
 

@@ -10,16 +10,9 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from proximo.errors import ConfigError, unknown
+from proximo.models.initial import orthogonal
 
 SMALLEST = 36  # pixels a side of which NatureCNN's three layers leave one position
-
-
-def orthogonal(layer: Any, gain: float = 2**0.5) -> Any:
-    """A layer with orthogonal weights (gain √2 where a ReLU comes next) and zero biases."""
-    if not layer.weight.is_meta:
-        nn.init.orthogonal_(layer.weight, gain)
-        nn.init.zeros_(layer.bias)
-    return layer
 
 
 def nature(channels: int, height: int, width: int) -> nn.Sequential:

@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from proximo.compiler.trace import tracing
 from proximo.errors import ConfigError
 from proximo.kernels import lstm as kernel
+from proximo.models.initial import orthogonal
 
 State = tuple[Any, ...]
 Cell = Callable[[Tensor, Callable[[Tensor], Tensor], State], State]
@@ -71,10 +72,7 @@ class Recurrence(nn.Module):
         self.cell = cell
         self.input, self.recurrent = nn.Linear(inputs, gates * size), nn.Linear(size, gates * size, bias)
         for linear in (self.input, self.recurrent):
-            for gate in linear.weight.detach().split(size):
-                orthogonal(gate)
-            if linear.bias is not None:
-                nn.init.zeros_(linear.bias)
+            orthogonal(linear, 1.0, gates)
 
     def forward(self, inputs: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """[T, N, inputs], tensors [N, size], start [T, N] -> [T, N, size], and the tensors after it."""
@@ -249,16 +247,7 @@ CORES: dict[str, Callable[..., Core]] = {"lstm": LSTM, "gru": GRU, "transformer"
 
 
 def linear(inputs: int, outputs: int, gain: float = 1.0) -> nn.Linear:
-    """A layer with orthogonal weights and no bias to begin with."""
-    layer = nn.Linear(inputs, outputs)
-    orthogonal(layer.weight, gain)
-    nn.init.zeros_(layer.bias)
-    return layer
-
-
-def orthogonal(weight: Tensor, gain: float = 1.0) -> None:
-    if not weight.is_meta:  # there are no numbers, when only sizes are asked for
-        nn.init.orthogonal_(weight, gain)
+    return orthogonal(nn.Linear(inputs, outputs), gain)
 
 
 def blank(module: nn.Module, *shape: int) -> Tensor:

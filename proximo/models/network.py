@@ -8,6 +8,8 @@ from typing import Literal
 from proximo.errors import ConfigError
 from proximo.models.distributions import Kind
 
+SEQUENCE = 16  # steps, where nothing else is asked for and the horizon has as many
+
 
 @dataclass(frozen=True)
 class Network:
@@ -50,8 +52,9 @@ class Network:
     memory_window: int = 32
     """Steps of the past that a layer of the transformer sees."""
 
-    sequence: int = 16
-    """Steps that a policy with a memory learns from at once; what came before reaches it without a gradient."""
+    sequence: int | None = None
+    """Steps that a policy with a memory learns from at once, by default 16, or the horizon where that is shorter;
+    what came before reaches it without a gradient."""
 
     distribution: Kind = "gaussian"
     """How continuous actions are drawn: gaussian, clipped to the bounds; squashed into them by tanh; or beta."""
@@ -74,5 +77,5 @@ class Network:
             raise ConfigError(f"log_std_init is {self.log_std_init}: it must be between -10 and 10")
         if not 1 <= self.frame_stack <= 256:
             raise ConfigError(f"frame_stack is {self.frame_stack}: it must be between 1 and 256")
-        if self.sequence < 1:
+        if self.sequence is not None and self.sequence < 1:
             raise ConfigError(f"sequence is {self.sequence}: it must be at least 1")

@@ -84,10 +84,21 @@ class RewardScale(nn.Module):
         discounted = discounted_sum(own.flip(0), keep.flip(0)).flip(0)
         self.carry = discounted[-1]
         self.moments.update(discounted[batch.mask].unsqueeze(-1))
+        return self.scaled(batch)
+
+    def scaled(self, batch: Batch) -> Batch:
+        """A batch with rewards scaled as they are by now; nothing is taken in."""
         scaled = batch.reward / self.moments.std().to(batch.reward.dtype)
         return batch.replace(reward=scaled.clamp(-self.limit, self.limit))
 
 
-def reward_scale(config: Any, device: torch.device) -> nn.Module:
-    """What an algorithm's Config asks for: a RewardScale, or nothing."""
-    return RewardScale(config.gamma).to(device) if config.normalize_reward else nn.Identity()
+class Unscaled(nn.Identity):
+    """Rewards as they came."""
+
+    def scaled(self, batch: Batch) -> Batch:
+        return batch
+
+
+def reward_scale(config: Any, device: torch.device) -> RewardScale | Unscaled:
+    """What an algorithm's Config asks for."""
+    return RewardScale(config.gamma).to(device) if config.normalize_reward else Unscaled()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gymnasium as gym
 
 from proximo.errors import unknown
@@ -15,12 +17,16 @@ PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *SCRE
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:
-    """The preset for this environment, rather one made for the algorithm; else that for its kind of action."""
+    """The preset for this environment, rather one made for the algorithm; else that for its kind of action.
+
+    Over one for any environment stands what another says of this task.
+    """
     fitting = [preset for preset in PRESETS.values() if env.startswith(preset.fits)]
     made_for_it = [preset for preset in fitting if algo in preset.algos]
     of_the_task = [preset for preset in fitting if "" not in preset.fits]
-    chosen = made_for_it or of_the_task
-    return chosen[0] if chosen else PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
+    kind = PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
+    chosen = [*made_for_it, *of_the_task, kind][0]
+    return replace(chosen, task=of_the_task[0]) if "" in chosen.fits and of_the_task else chosen
 
 
 def preset_named(name: str) -> Preset:

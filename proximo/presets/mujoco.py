@@ -5,9 +5,11 @@ the paper (section 6.1 and table 3): two hidden layers of 64 tanh units, separat
 with 3e-4, 10 epochs, minibatches of 64, γ 0.99, λ 0.95, ε 0.2, no entropy bonus. From its code alone (OpenAI
 Baselines, ppo1/run_mujoco.py, mlp_policy.py, pposgd_simple.py): observations are normalised, rewards are not, the
 step size falls linearly to zero, Adam's ε is 1e-5, gradients are not clipped. Where it differs from the code: ε stays
-what it is (the code lets it fall with the step size), observations are clipped to ±10 (the code's ±5), weights are
-orthogonal (the code normalises columns), advantages are standardised in each minibatch (the code's whole batch), and
-an episode cut by the time limit is bootstrapped (the code takes it for an end).
+what it is (the code lets it fall with the step size), ½ (V − R)² is weighed by 0.5 (the code's (V − R)² by 1, which
+would be a value_coef of 2), observations are clipped to ±10 (the code's ±5) and a batch is taken into their statistics
+after it was learned from (the code's before), weights are orthogonal (the code normalises columns), advantages are
+standardised in each minibatch (the code's whole batch), and an episode cut by the time limit is bootstrapped (the code
+takes it for an end).
 
 `tuned` is one setting for all seven tasks, after Tianshou's (examples/mujoco/mujoco_ppo.py), whose PPO is the best that
 was published at 1M steps: many short lanes (32 of 64 steps), rewards scaled, advantages estimated anew before every

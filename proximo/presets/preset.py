@@ -27,8 +27,10 @@ class Preset:
     fits: tuple[str, ...]  # beginnings of environment ids
     settings: dict[str, Any]
     algos: tuple[str, ...] = PROXIMAL
+    task: Preset | None = None  # made for other algorithms; what it says of the task stands over the settings
 
     def settings_for(self, algo: str, known: Collection[str]) -> dict[str, Any]:
         """What an algorithm with these settings takes from it: all that it knows, or of the task alone."""
         names = self.settings if algo in self.algos else TASK
-        return {name: value for name, value in self.settings.items() if name in names and name in known}
+        taken = {name: value for name, value in self.settings.items() if name in names and name in known}
+        return taken | ({} if self.task is None else self.task.settings_for(algo, known))

@@ -10,7 +10,7 @@ from proximo.algorithms import algorithm_named
 from proximo.batch import Batch
 from proximo.checks import check
 from proximo.errors import ConfigError, UnknownName, unknown
-from proximo.models.network import Network
+from proximo.models.network import SEQUENCE, Network
 from proximo.models.own import PARTS
 from proximo.run.settings import built
 from proximo.sources.options import must_be_harmless, options_from
@@ -116,6 +116,10 @@ class Resolved:
         rollout = self.rollout
         if rollout > LARGEST_ROLLOUT:
             raise ConfigError(f"a rollout of {rollout:,} steps is too large: at most {LARGEST_ROLLOUT:,} are collected")
+        many = getattr(self.algorithm, "rollouts", 1)
+        if many * rollout > LARGEST_ROLLOUT:
+            size = f"{many:,} rollouts of {rollout:,} steps are too large"
+            raise ConfigError(f"{size}: at most {LARGEST_ROLLOUT:,} are kept; lower --rollouts, --envs or --horizon")
         parts = getattr(self.algorithm, "minibatches", 1)
         if rollout % parts:
             near = [n for n in range(max(1, parts // 2), min(parts, 10_000) * 2) if rollout % n == 0]
@@ -124,8 +128,8 @@ class Resolved:
                 f"{self.algorithm.horizon} horizon): try --minibatches {' or '.join(map(str, near)) or 1}"
             )
         self._check_network()
-        if self.network.remembers or "core" in self.yours:
-            self.check_sequences(self.network.sequence)
+        if self.remembers:
+            self.check_sequences(self.sequence)
         if rollout // parts < 2:
             raise ConfigError(f"{parts} minibatches of {rollout} steps leave one step each: at least 2 are needed")
         if self.run.steps < rollout:
@@ -160,6 +164,16 @@ class Resolved:
                 f"{parts} minibatches do not divide {self.rollout // length} sequences of {length} steps: lower "
                 "--minibatches or --sequence"
             )
+
+    @property
+    def remembers(self) -> bool:
+        """Whether what learns has a memory; a policy that a user brings says so itself."""
+        return self.network.remembers or "core" in self.yours
+
+    @property
+    def sequence(self) -> int:
+        """Steps that a policy with a memory learns from at once."""
+        return self.network.sequence or min(SEQUENCE, self.algorithm.horizon)
 
     @property
     def rollout(self) -> int:

@@ -65,11 +65,9 @@ class Ledger:
         kl, drift = asked, _ = self.measured(batch, was)
         alpha, bound = 1.0, self.config.max_kl
         if bound is not None and not kl <= bound:
-            alpha = backtrack(now, was, kl, lambda: self.exact(self.policy, was, batch), bound)
+            alpha, kl = backtrack(now, was, kl, lambda: self.exact(self.policy, was, batch), bound)
             forget(live, before)
-        if alpha < 1:
-            kl = self.exact(self.policy, was, batch) if alpha > 0 else 0.0
-            drift = self.measured(batch, was)[1]
+            drift = at_least_zero(self.distances(batch)[1])
         self.kl_sum.add_(bounded(kl)).clamp_(max=LARGEST)
         self.drift.fill_(bounded(drift))
         done = {"alpha": alpha, "kl": kl, "drift": drift, "kl_sum": self.kl_sum.item()}
@@ -81,7 +79,12 @@ class Ledger:
         kl, drift = self.distances(batch)
         if self.config.max_kl is not None and near(kl, self.config.max_kl):
             kl = self.exact(self.policy, was, batch)
-        return kl if math.isnan(kl) else max(kl, 0.0), drift if math.isnan(drift) else max(drift, 0.0)
+        return at_least_zero(kl), at_least_zero(drift)
+
+
+def at_least_zero(kl: float) -> float:
+    """A KL that rounding took below zero is zero; NaN stays."""
+    return kl if math.isnan(kl) else max(kl, 0.0)
 
 
 def bounded(x: float) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from torch import Tensor
 from proximo.drift import tensors_of
 from proximo.errors import CheckpointError, ConfigError, ProximoError, RunFolderError
 from proximo.models.actor_critic import OURS, ActorCritic
+from proximo.models.network import Network
 from proximo.models.own import PARTS, MakeCore, MakeEncoder, MakePolicy, Own, must_be_float32, own_policy
+from proximo.policy import Policy
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved, RunConfig
@@ -92,19 +94,29 @@ def run_of(path: Path) -> Path:
     return path.parent.parent if (path / checkpoint.MANIFEST).exists() else path
 
 
-def reference_of(config: Resolved, own: Own = OURS) -> dict[str, Tensor]:
-    """The policy that the run measures drift from, as its tensors; ConfigError unless it is one of the same kind."""
+def reference_of(config: Resolved, policy: Policy, own: Own = OURS) -> dict[str, Tensor]:
+    """What the run measures its policy's drift from, as tensors; ConfigError unless the two are of the same kind."""
     path = Path(config.run.drift_reference or "")
     try:
-        other, policy = folder.read_config(run_of(path)), load_agent(path, own=own).policy
+        other, reference = folder.read_config(run_of(path)), tensors_of(load_agent(path, own=own).policy)
     except (RunFolderError, CheckpointError) as error:
         raise ConfigError(f"drift_reference: {error}") from None
     if other.spaces != config.spaces:
         raise ConfigError(f"drift_reference {path} acts in other spaces, those of {other.env}: name a run on the same")
-    if other.network != config.network:
+    shapes, wanted = ({name: x.shape for name, x in each.items()} for each in (reference, tensors_of(policy)))
+    if shapes != wanted or meaning(other.network) != meaning(config.network):
         theirs = ", ".join(f"{name} {value}" for name, value in asdict(other.network).items())
         raise ConfigError(f"drift_reference {path} has another network ({theirs}): name a run with the same")
-    return tensors_of(policy)
+    return reference
+
+
+def meaning(network: Network) -> Network:
+    """What decides the meaning of a policy's tensors, besides their names and shapes.
+
+    Not how it is learned from or multiplied, nor what those names tell; nor where a parameter began.
+    """
+    begins = {} if network.state_std else dict(log_std_init=0.0)
+    return replace(network, sequence=None, precision="float32", trunk="auto", **begins)
 
 
 def agent_of(config: Resolved, device: str, own: Own = OURS, fresh: bool = True) -> Agent:

@@ -100,9 +100,9 @@ def begin(
     changed(config.run, seed=max(asked))
     at_least_one(jobs)
     config, _, choices = session.fitted(env, config)
-    agent_of(config, "meta", fresh=False)  # a network that cannot be built is told once, and here
+    policy = agent_of(config, "meta", fresh=False).policy  # a network that cannot be built is told once, and here
     if config.run.drift_reference is not None:
-        reference_of(config)  # so is a reference that does not fit
+        reference_of(config, policy)  # so is a reference that does not fit
     parent = folder.new_folder(out, config, asked)
     again = ["--env", env] if ":" in env else []  # a folder alone must not name a module
     return drive(Series(parent, standing(parent), again), jobs, quiet, notes + choices)

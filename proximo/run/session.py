@@ -105,6 +105,8 @@ def preset_config(
     why = "fits the environment" if preset == "auto" else "as asked"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
+    if chosen.task is not None:
+        why += f"; {', '.join(chosen.task.settings_for(algo, taken))} of {chosen.task.name}"
     return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
 
 
@@ -131,6 +133,8 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     mode, why = choose_compile(replace(config, spaces=spaces))
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
+    if config.remembers:
+        config = replace(config, network=replace(config.network, sequence=config.sequence))
     if config.network.precision != "float32" and config.run.measures_drift and has_images(config):
         raise ConfigError("max_kl, stop_drift and drift_reference measure more precisely than bfloat16")
     notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
@@ -235,7 +239,7 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     if ledger is not None and own.names:
         must_be_measured(policy, shown, own.names)
     if ledger is not None and fresh and config.run.drift_reference is not None:
-        restore(ledger.reference, reference_of(config, own), config.run.drift_reference)
+        restore(ledger.reference, reference_of(config, policy, own), config.run.drift_reference)
     judge = None
     if not isinstance(env, MANY):
         make, c = single(env, config.run.max_episode_steps, **config.run.options), config.run

@@ -24,7 +24,11 @@ COLUMNS = (
 
 
 class Rollouts:
-    """The last `count` collections, in tensors of fixed shape: `logp` is that of the policy that collected each."""
+    """The last `count` collections, in tensors of fixed shape.
+
+    Each has the `logp` and `next_value` of the policy that collected it, and its rewards unscaled: a scale of one time
+    is not that of another.
+    """
 
     def __init__(self, count: int, device: torch.device) -> None:
         self.count, self.taken = count, torch.zeros((), dtype=torch.int64, device=device)
@@ -60,6 +64,6 @@ class Rollouts:
 
 @torch.no_grad()
 def judged(policy: Policy, batch: Batch) -> tuple[Batch, Tensor]:
-    """A batch with today's `value` and `next_value`, and today's logp of its actions, all [T, N]."""
+    """A batch with today's `value`, with `next_value` as far as `revalue` has it, and today's logp, all [T, N]."""
     now = policy.evaluate(batch)
     return revalue(batch, now.value), now.logp
