@@ -59,7 +59,7 @@ TASKS = (
     Task("Pendulum without velocity, LSTM", worlds.pendulum_without_velocity, 1_000_000, -300, SWING | LSTM),
     Task("Repeat previous (4 ago), LSTM", worlds.RepeatPrevious, 1_000_000, 0.95, SMALL | LSTM | dict(sequence=64)),
     Task("Repeat previous (4 ago), transformer", worlds.RepeatPrevious, 1_000_000, 0.95,
-         SMALL | dict(memory="transformer", memory_size=64, memory_window=8, sequence=32)),
+         SMALL | dict(memory="transformer", memory_size=64, memory_window=8, sequence=32, lr=3e-4)),
     Task("Repeat previous (4 ago), no memory: 0.25 at best", worlds.RepeatPrevious, 300_000, None, SMALL),
     Task("Taxi, masked; a forbidden action raises", worlds.strict_taxi, 1_000_000, 7, dict(entropy_coef=0.01)),
     Task("MultiDiscrete: four dials", worlds.Dials, 300_000, 0.95, SMALL),
