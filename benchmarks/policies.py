@@ -61,7 +61,8 @@ TASKS = (
     Task("Repeat previous (4 ago), transformer", worlds.RepeatPrevious, 1_000_000, 0.95,
          SMALL | dict(memory="transformer", memory_size=64, memory_window=8, sequence=32, lr=3e-4)),
     Task("Repeat previous (4 ago), no memory: 0.25 at best", worlds.RepeatPrevious, 300_000, None, SMALL),
-    Task("Taxi, masked; a forbidden action raises", worlds.strict_taxi, 1_000_000, 7, dict(entropy_coef=0.01)),
+    Task("Taxi, masked; a forbidden action raises", worlds.strict_taxi, 1_000_000, 7,
+         dict(entropy_coef=0.01, eval_episodes=200)),
     Task("MultiDiscrete: four dials", worlds.Dials, 300_000, 0.95, SMALL),
     Task("Dict: a picture and a word, a hand and a place", worlds.Reach, 500_000, 0.8, SMALL | dict(gamma=0.5)),
     Task("BipedalWalker-v3", "BipedalWalker-v3", 5_000_000, 280),
@@ -112,6 +113,7 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
     return {
         "task": task.name,
         "seed": seed,
+        "settings": json.loads(json.dumps(task.settings)),
         "step": last["step"],
         "eval_mean": last["return_mean"],
         "eval_episodes": last["episodes"],
