@@ -72,7 +72,7 @@ def knows_the_corridor() -> Oracle:
 def collections(make: Callable[[int], gym.vector.VectorEnv], policy: Oracle, horizon: int, count: int) -> list[Batch]:
     source = EnvSource(make, horizon)
     source.restart(seed=3)
-    batches = [source.collect(policy).map(torch.clone) for _ in range(count)]  # type: ignore[arg-type]
+    batches = [source.collect(policy) for _ in range(count)]  # type: ignore[arg-type]
     source.close()
     return batches
 

@@ -66,7 +66,7 @@ def collected(network: Network, mode: AutoresetMode, count: int = 3) -> tuple[Wa
     source = EnvSource(lambda seed: SyncVectorEnv([partial(Truncated, n) for n in lengths], autoreset_mode=mode), 24)
     source.restart(5)
     policy = Watched(gym.spaces.Box(-1, 1, (5,)), gym.spaces.Box(-1, 1, (2,)), network)
-    found = [(source.collect(policy).map(torch.clone), policy.drawn) for _ in range(count)]
+    found = [(source.collect(policy), policy.drawn) for _ in range(count)]
     source.close()
     return policy, found
 

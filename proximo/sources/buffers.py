@@ -157,8 +157,8 @@ class Observations:
         return space_map(lambda path, leaf: next(following), self.space)
 
     def column(self) -> Any:
-        """All rows but the last, which the next collection overwrites: a tree of tensors [T, N, ...]."""
-        return self.tree([torch.from_numpy(leaf.rows[:-1]) for leaf in self.leaves])
+        """A copy of all rows but the last: a tree of tensors [T, N, ...]."""
+        return self.tree([torch.from_numpy(leaf.rows[:-1].copy()) for leaf in self.leaves])
 
     def culprit(self, upto: int) -> tuple[int, int, str] | None:
         """(step, lane, words) of the first NaN or infinity in the first `upto` + 1 rows."""

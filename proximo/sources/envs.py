@@ -72,7 +72,6 @@ class EnvSource:
     def collect(self, policy: Policy) -> Batch:
         """`horizon` steps of every lane, with log-probabilities and values under `policy`: columns of [T, N].
 
-        On the CPU its observations are the rows that the next collection is written into.
         Raises EnvFailure if an environment raises or breaks its interface; NonFiniteError if it returns NaN or
         infinity.
         """
