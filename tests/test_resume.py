@@ -106,7 +106,11 @@ def killed_in_the_middle(command: list[str], out: Path) -> bool:
     return len(list((out / "checkpoints").glob("0*"))) < 5
 
 
-@pytest.mark.parametrize(("env", "backend", "compile"), [*((*case, "off") for case in CASES), *COMPILED])
+KEPT = (("CartPole-v1", "async"), ("CartPole-v1", "envpool"), ("HalfCheetah-v5", "sync"))  # each of both, once
+QUICK = [pytest.param(*case, "off", marks=[] if case in KEPT else [pytest.mark.slow]) for case in CASES]
+
+
+@pytest.mark.parametrize(("env", "backend", "compile"), [*QUICK, *COMPILED])
 def test_killed_and_resumed_is_the_same_run(tmp_path: Path, env: str, backend: str, compile: str) -> None:
     """Small enough for every test run: four boundaries, one kill between the first and the last of them."""
     flags = ["--horizon", "128", "--epochs", "2", "--minibatches", "4", "--normalize-observation", "--normalize-reward"]
