@@ -226,7 +226,8 @@ class Transformer(nn.Module):
         for rows, begins in zip(inputs.split(self.window), start.split(self.window), strict=True):
             outputs, state = self.part(rows, state, begins)
             parts.append(outputs)
-        return torch.cat(parts), state
+        # One part alone would not be made contiguous by a compiler, which outputs are everywhere else.
+        return torch.cat(parts) if len(parts) > 1 else parts[0].contiguous(), state
 
     def part(self, inputs: Tensor, state: State, start: Tensor) -> tuple[Tensor, State]:
         """`forward` with the scores of all rows at once."""
