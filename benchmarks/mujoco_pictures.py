@@ -49,7 +49,8 @@ def curves(results: Results, across: int, label: str, out: Path) -> None:
     for name, colour in COLOURS.items():
         count = max((len(results.of(name, env)) for env in TASKS), default=0)
         if count:
-            legend.plot([], [], color=colour, label=f"{name} (up to {count} seeds)")
+            label = f"{name} ({count} seed)" if count == 1 else f"{name} (up to {count} seeds)"
+            legend.plot([], [], color=colour, label=label)
     legend.plot([], [], color="grey", linestyle=":", label="best published PPO at 1M steps")
     legend.legend(loc="center", frameon=False, fontsize=11)
     figure.supxlabel(label, fontsize=11)
@@ -76,6 +77,6 @@ def bars(results: Results, out: Path) -> bool:
     lines = f"lines: 95 % bootstrap intervals, from {FEWEST} seeds on"
     axes.set_xlabel(f"average normalised score (chance 0, best run 1); {lines}")
     axes.grid(alpha=0.3, axis="x")
-    axes.legend(loc="best")
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2, frameon=False)
     figure.savefig(out)
     return True
