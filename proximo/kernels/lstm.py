@@ -53,7 +53,7 @@ def lanes(
         bias,
         recurrent,
     )
-    outputs = outputs.flatten(0, 1)[place].view(count, steps, -1).transpose(0, 1)
+    outputs = outputs.flatten(0, 1)[place.view(count, steps).t().contiguous()]
     return outputs, (outputs[-1], memories[last])
 
 
