@@ -108,7 +108,7 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
         else:
             settings: dict[str, Any] = dict(eval_every=task.steps // 10, seed=seed, threads=1) | task.settings
             proximo.train(task.env, steps=task.steps, out=out, quiet=True, **settings)
-        if read_rows(out / "metrics.jsonl")[-1]["step"] < 0.95 * task.steps:  # whole collections fall short of it a little
+        if read_rows(out / "metrics.jsonl")[-1]["step"] < 0.95 * task.steps:  # all but a collection
             raise SystemExit(f"{task.name} was stopped; the same command goes on with it")
         (out / "done").write_text(time.strftime("%F %T"))
     metrics, last = read_rows(out / "metrics.jsonl")[-1], read_rows(out / "eval.jsonl")[-1]
