@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +21,9 @@ import numpy as np
 from machine import machine, versions
 from policies import LSTM, SMALL
 from speed import rotated
+from turns import Runner, runner
 
 from proximo.compiler import compiling
-from proximo.run import loop, session
-from proximo.run.log import RunLog
-from proximo.run.machine import computing
-from proximo.run.profile import Cycles
-from proximo.run.seeding import seed_all
-from proximo.run.signals import Interrupts
 
 ENV, LIMIT = "CartPole-v1", 3.0  # times the seconds of a step without memory
 MEMORIES = ("lstm", "gru", "transformer")
@@ -63,39 +56,33 @@ def measured(keys: list[Key], args: argparse.Namespace) -> dict[Key, list[float]
     """Live steps a second of every run, round by round."""
     rates: dict[Key, list[float]] = {key: [] for key in keys}
     with ExitStack() as stack:
-        interrupts = stack.enter_context(Interrupts())
-        runs = {key: stack.enter_context(runner(*key, interrupts)) for key in keys}
+        runs = {key: stack.enter_context(runner(ENV, "ppo", "discrete", settings(*key))) for key in keys}
         for memory, compile in keys:
             with compiling(compile == "on"):
-                taken, _ = runs[memory, compile].go(0, WARM)
-            print(f"{memory}, compile {compile}: the first cycle took {taken[0]:.1f} s", flush=True)
+                first, *_ = [runs[memory, compile].cycle() for _ in range(WARM)]
+            print(f"{memory}, compile {compile}: the first cycle took {first:.1f} s", flush=True)
         for number in range(args.rounds):
             for memory, compile in rotated(keys, number):
                 with compiling(compile == "on"):
-                    taken, steps = runs[memory, compile].go(args.seconds, 1)
-                rates[memory, compile].append(steps / sum(taken))
-                print(f"round {number}: {memory}, compile {compile}: {steps / sum(taken):,.0f} steps/s", flush=True)
+                    rates[memory, compile].append(rate(runs[memory, compile], args.seconds))
+                print(
+                    f"round {number}: {memory}, compile {compile}: {rates[memory, compile][-1]:,.0f} steps/s",
+                    flush=True,
+                )
     return rates
 
 
-@contextmanager
-def runner(memory: str, compile: str, interrupts: Interrupts) -> Iterator[Cycles]:
-    """A run that is ready for its first cycle."""
+def settings(memory: str, compile: str) -> dict[str, Any]:
     remembering = {} if memory == "none" else LSTM | dict(memory=memory)
-    settings = SMALL | remembering | dict(compile=compile, threads=1, steps=10**9, checkpoint_every=10**9)
-    config, _ = session.preset_config(ENV, "ppo", "discrete", settings)
-    config, lanes, _ = session.fitted(ENV, config)
-    with tempfile.TemporaryDirectory() as folder, computing(config):
-        seed_all(config.run.seed)
-        run = session.build(ENV, config, lanes)
-        run.folder = Path(folder)
-        log = RunLog(run.folder, 0)
-        try:
-            loop.start_lanes(run)
-            yield Cycles(run, log, interrupts)
-        finally:
-            run.source.close()
-            log.close()
+    return SMALL | remembering | dict(compile=compile, threads=1, steps=10**9, checkpoint_every=10**9)
+
+
+def rate(run: Runner, seconds: float) -> float:
+    """Steps a second, over the whole cycles that fill so many seconds."""
+    first, spent = run.run.step, 0.0
+    while spent < seconds:
+        spent += run.cycle()
+    return (run.run.step - first) / spent
 
 
 def row(key: Key, rates: dict[Key, list[float]]) -> dict[str, Any]:

@@ -65,14 +65,14 @@ class PPO:
         reached: list[float] = []
 
         def far() -> bool:
-            reached.append(0.0 if c.target_kl is None else kl(self.policy, batch).item())
-            return reached[-1] > (c.target_kl or 0.0)
+            if c.target_kl is None:
+                return False
+            reached.append(kl(self.policy, batch).item())
+            return reached[-1] > c.target_kl
 
-        report = sgd(
-            self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize,
-            far,
-        )  # fmt: skip
-        stopped = {"kl_after": reached[-1], "passes": float(len(reached))} if c.target_kl else {}
+        passes = c.epochs, c.minibatches, c.max_grad_norm
+        report = sgd(self.policy, self.optimizer, self.objective, batch, *passes, standardize, far)
+        stopped = {"kl_after": reached[-1], "passes": float(len(reached))} if reached else {}
         return {**report, **stopped, "explained_variance": explained_variance(batch), "lr": lr}
 
     def state_tensors(self) -> dict[str, Tensor]:

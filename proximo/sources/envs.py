@@ -60,7 +60,7 @@ class EnvSource:
             self.score = self.over = None  # of games, where these are not what is learned from
             if envs.metadata.get("scored"):
                 self.score, self.over = np.zeros((horizon, lanes)), np.zeros((horizon, lanes), bool)
-        self._must_show_masks(told[0] if told else {}, "at a reset")
+        self._must_show_masks(told[0] if told else {})
         self.seen.write(0, first)
         self.seen.write(-1, first)
         self.mask[-1], self.fresh = True, np.ones(lanes, bool)
@@ -133,7 +133,7 @@ class EnvSource:
             self.seen.must_allow(t, self.mask[t], self.taken)
         observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
         self.taken += 1
-        self._must_show_masks(info, f"after {self.taken} steps")
+        self._must_show_masks(info)
         self._write("reward", self.reward, t, reward)
         self._write("terminated", self.terminated, t, terminated)
         self._write("truncated", self.truncated, t, truncated)
@@ -186,10 +186,10 @@ class EnvSource:
             shown = final(int(lane), f"in lane {lane} at step {self.taken}")
             self.finals[t, int(lane)] = [*shown, *remembered(int(lane))]
 
-    def _must_show_masks(self, info: Any, when: str) -> None:
+    def _must_show_masks(self, info: Any) -> None:
         """EnvFailure for a mask in `info` that no policy would see."""
         if self.seen.allowed is None and isinstance(info, dict) and MASK in info:
-            advice = "say it from the first reset on, or put it into what is seen"
+            when, advice = f"after {self.taken} steps", "say it from the first reset on, or put it into what is seen"
             raise EnvFailure(f'the environment says info["{MASK}"] {when}, and showed none before: {advice}')
 
     def _guarded(self, what: str, call: Callable[[], Any], t: int | None = None) -> Any:
