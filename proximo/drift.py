@@ -22,6 +22,7 @@ NEAR = 0.1  # of a bound: nearer than that, float32 is not trusted to tell on wh
 ROUNDING = 1e-6  # nats; what a KL in float32 may be off, however small it is
 AIM = 0.95  # of the step that would just meet the bound if KL grew with its square
 TRIALS = 40
+SPACED, ENOUGH = 4, 256  # one step in so many shows how far the reference is, where that leaves so many rows
 
 
 def tensors_of(policy: Policy) -> dict[str, Tensor]:
@@ -56,17 +57,18 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
     """A measure of batches like the example: (KL(π_old ‖ π), KL(π_ref ‖ π)), means over the live rows, in nats.
 
     π is the policy as it is when it is asked, all of it: its normaliser too. π_old is `batch.old`, π_ref the same
-    policy with the tensors `reference`. One compiled call, in float32; both are NaN if a number of the policy is not
-    finite, be it one that no action depends on.
+    policy with the tensors `reference`, whom every `spacing`-th step is shown to. One compiled call, in float32; both
+    are NaN if a number of the policy is not finite, be it one that no action depends on.
     """
-    columns, count = example.map(lambda x: x.new_empty(0)), len(example.leaves())
+    columns, count, apart = example.map(lambda x: x.new_empty(0)), len(example.leaves()), spacing(example)
 
     def measure(*tensors: Tensor) -> tuple[Tensor]:
         batch = columns.with_leaves(tensors[:count])
         now = policy.evaluate(batch).distribution
         others = dict(zip(reference, tensors[count:], strict=True))
-        first = lent(policy, others, lambda: policy.evaluate(batch).distribution)
-        kls = torch.stack([masked_mean(past.kl(now), batch.mask) for past in (batch.old, first)])
+        some = batch.replace(old=now).map(lambda x: x[::apart])
+        first = lent(policy, others, lambda: policy.evaluate(some).distribution)
+        kls = torch.stack([masked_mean(batch.old.kl(now), batch.mask), masked_mean(first.kl(some.old), some.mask)])
         finite = torch.stack([x.isfinite().all() for x in tensors_of(policy).values()]).all()
         return (torch.where(finite, kls, torch.nan),)
 
@@ -77,6 +79,14 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
         return update, cumulative
 
     return measured
+
+
+def spacing(batch: Batch) -> int:
+    """One step in how many tells the distance from a policy that did not collect: neighbours are much alike.
+
+    All do where the policy remembers, for whom one leads to the next.
+    """
+    return 1 if "memory" in vars(batch) else min(max(batch.mask.numel() // ENOUGH, 1), SPACED)
 
 
 @torch.no_grad()

@@ -61,10 +61,10 @@ class Ledger:
         """
         if self.distances is None:
             self.distances = self.measure(self.policy, self.reference, batch)
-        now, was = part(live, "policy"), part(before, "policy")
-        kl, drift = asked, _ = self.measured(batch, was)
+        kl, drift = asked, _ = self.measured(batch, before)
         alpha, bound = 1.0, self.config.max_kl
         if bound is not None and not kl <= bound:
+            now, was = part(live, "policy"), part(before, "policy")
             alpha, kl = backtrack(now, was, kl, lambda: self.exact(self.policy, was, batch), bound)
             forget(live, before)
             drift = at_least_zero(self.distances(batch)[1])
@@ -73,12 +73,12 @@ class Ledger:
         done = {"alpha": alpha, "kl": kl, "drift": drift, "kl_sum": self.kl_sum.item()}
         return {"max_kl": bound, "kl_asked": asked, **done}
 
-    def measured(self, batch: Batch, was: Tensors) -> tuple[float, float]:
+    def measured(self, batch: Batch, before: Tensors) -> tuple[float, float]:
         """KL of the update and drift from the reference, in nats; in float64 where the bound asks for it."""
         assert self.distances is not None
         kl, drift = self.distances(batch)
         if self.config.max_kl is not None and near(kl, self.config.max_kl):
-            kl = self.exact(self.policy, was, batch)
+            kl = self.exact(self.policy, part(before, "policy"), batch)
         return at_least_zero(kl), at_least_zero(drift)
 
 
