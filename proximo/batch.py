@@ -111,5 +111,6 @@ class Batch:
         return self.mask.shape[0 if self.mask.dim() == 1 else 1]
 
     def part(self, units: Tensor) -> Batch:
-        """The units at these indices: steps [m], or whole lanes [L, m]."""
-        return self.map(lambda x: x[units]) if self.mask.dim() == 1 else self.map(lambda x: x[:, units])
+        """The units at these indices, or where these bools say so: steps [m], or whole lanes [L, m]."""
+        places = units.nonzero().squeeze(-1) if units.dtype == torch.bool else units
+        return self.map(lambda x: x.index_select(self.mask.dim() - 1, places))

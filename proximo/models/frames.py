@@ -43,7 +43,7 @@ class Frames:
         frames = joined(past, observation)
         # as it came, in memory too: a compiled step knows one layout
         after = tree_map(lambda x: x[len(start) :].transpose(0, 1).contiguous(), frames)
-        stacks = tree_map(lambda x: x.flatten(0, 1)[index], frames)
+        stacks = tree_map(lambda x: x.flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape), frames)
         return stacks, (after, (len(start) - first[-1]).clamp(max=self.k - 1))
 
 

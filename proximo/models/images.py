@@ -22,7 +22,8 @@ def nature(channels: int, height: int, width: int) -> nn.Sequential:
         layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride)), nn.ReLU()]
         height, width = ((side - kernel) // stride + 1 for side in (height, width))
         channels = filters
-    return nn.Sequential(*layers, nn.Flatten(), orthogonal(nn.Linear(channels * height * width, 512)), nn.ReLU())
+    layers[-1:] = [nn.Flatten(), nn.ReLU()]  # this way round neither it nor its gradient goes across memory
+    return nn.Sequential(*layers, orthogonal(nn.Linear(channels * height * width, 512)), nn.ReLU())
 
 
 def impala(channels: int, height: int, width: int) -> nn.Sequential:
@@ -106,7 +107,7 @@ class ImageEncoder(nn.Module):
         weight = first.weight / 255  # instead of the images, which are larger
         dtype = torch.bfloat16 if self.brief else weight.dtype
         with torch.autocast(images.device.type, dtype, enabled=self.brief):
-            images = images.to(dtype).contiguous(memory_format=order)  # in two steps, which takes half as long
+            images = images.contiguous(memory_format=order).to(dtype)  # bytes are turned in half the time of floats
             convolved = conv2d(images, weight, first.bias, first.stride, first.padding)
             features = self.network[1:](convolved)
         return features.to(weight.dtype).reshape(*lead, self.features)

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import gymnasium as gym
 import torch
@@ -26,6 +27,7 @@ COMPILING = 20.0
 SAVED_PER_GRADIENT_STEP = 0.6e-3
 SAVED_PER_VECTOR_STEP = 20e-6
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD, KEPT = -1, -2, -3, 2**30  # mallopt(3)
+MADV_HUGEPAGE, HUGE = 14, 2**21  # madvise(2)
 
 
 def choose_device(config: Resolved, env: EnvLike) -> tuple[str, str]:
@@ -81,16 +83,22 @@ def has_images(config: Resolved) -> bool:
     return any(isinstance(leaf, gym.spaces.Box) and is_image(leaf) for leaf in shown)
 
 
+@cache
 def keep_memory() -> None:
-    """Let the C library keep what is freed, where it is glibc.
+    """Let the C library keep what is freed, in huge pages, where it is glibc.
 
     Else every large tensor is new memory, which the kernel clears page by page: a pass over 1,024 of Atari's pictures
-    took 190 ms instead of 100.
+    took 190 ms instead of 100. Pages of 2 MiB, where Linux gives them to who asks, are found faster.
     """
     with contextlib.suppress(OSError, AttributeError):
-        mallopt = ctypes.CDLL("libc.so.6").mallopt
+        libc = ctypes.CDLL("libc.so.6")
         for name, size in ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, KEPT // 16)):
-            mallopt(name, size)
+            libc.mallopt(name, size)
+        libc.malloc.restype = ctypes.c_void_p
+        if place := libc.malloc(ctypes.c_size_t(KEPT // 2)):  # addresses that the heap will have, no memory yet
+            begin = -(-place // HUGE) * HUGE
+            libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(KEPT // 2 - HUGE), MADV_HUGEPAGE)
+            libc.free(ctypes.c_void_p(place))
 
 
 @contextmanager

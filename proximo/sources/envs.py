@@ -83,9 +83,10 @@ class EnvSource:
         if self.actor is None or policy is not self.actor.policy:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
-        for t, drawn in enumerate(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True)):
-            actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
-            self._step(t, policy.to_env(self.actor.action(actions[-1])))
+        with torch.autocast(self.device.type, enabled=False):  # what layers cast their weights to is kept until its end
+            for t, drawn in enumerate(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True)):
+                actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
+                self._step(t, policy.to_env(self.actor.action(actions[-1])))
         self._finite(self.horizon)
         batch = self._batch(stacked(self.actor.outline, actions))
         batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))

@@ -67,6 +67,10 @@ class Optimizer:
         """The sum of numbers [P] over all parameters, wherever they are."""
         return x.sum() if self.shards is None else self.shards.total(x)
 
+    def norm(self, gradient: Tensor) -> Tensor:
+        """L2, over all parameters."""
+        return self.shards.total(gradient.square()).sqrt() if self.shards else torch.linalg.vector_norm(gradient)
+
     def go(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
         """`descend`, with all parameters."""
         self.descend(gradient, state)

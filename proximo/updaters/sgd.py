@@ -110,7 +110,7 @@ class GradientStep:
             report = {name: value + also[name] for name, value in report.items()}
         with torch.no_grad():
             gradient, report = self.optimizer.summed(gradient), added(report)
-            norm = self.optimizer.total(gradient.square()).sqrt()
+            norm = self.optimizer.norm(gradient)
             clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
             self.optimizer.go(clipped, state or self.optimizer.state)
             report = report | {"grad_norm": norm}
