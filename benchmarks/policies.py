@@ -67,7 +67,7 @@ TASKS = (
     Task("Dict: a picture and a word, a hand and a place", worlds.Reach, 500_000, 0.8, SMALL | dict(gamma=0.5)),
     Task("BipedalWalker-v3", "BipedalWalker-v3", 5_000_000, 280),
     Task("Racetrack-v0", "Racetrack-v0", 300_000, None, filmed=True),
-    Task("Pong-v5", "Pong-v5", 10_000_000, 18, dict(precision="bfloat16", threads=2), training=True),
+    Task("Pong-v5", "Pong-v5", 4_000_000, 18, dict(precision="bfloat16", threads=2), training=True),
     Task("Breakout-v5", "Breakout-v5", 10_000_000, None, dict(precision="bfloat16", threads=2)),
     Task("StarpilotEasy-v0", "StarpilotEasy-v0", 5_000_000, None, dict(precision="bfloat16", threads=2)),
 )  # fmt: skip
