@@ -24,7 +24,7 @@ from proximo.algorithms import ALGORITHMS
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.drift import TRIALS, backtrack, exact_kl, tensors_of
+from proximo.drift import TRIALS, backtrack, exact_kl, spacing, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
@@ -258,6 +258,28 @@ def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
     assert 0 < row["alpha"] < 0.1
     assert 1e-6 < kl_of(policy, before, snapshot(policy), batch) <= 1e-5
     assert 0 < policy.trunk.encoder.moments.count < 64
+
+
+@either
+@pytest.mark.parametrize(("steps", "lanes", "apart"), [(64, 4, 1), (128, 4, 2), (128, 8, 4), (1024, 8, 4)])
+def test_one_step_in_some_tells_the_drift(steps: int, lanes: int, apart: int, compile: str) -> None:
+    """The update is measured on every row, the distance from the reference where it is shown."""
+    policy = policy_for(SPACES["box"])
+    batch = collected(policy, torch.randn(steps, lanes, 5), torch.rand(steps, lanes) < 0.9)
+    first, ledger = snapshot(policy), Ledger(policy, RunConfig(max_kl=1e9))
+    with compiling(compile == "on"):
+        asked, row = settled(ledger, policy, batch, lambda: jump_a_little(policy))
+    some = batch.map(lambda x: x[::apart])
+    assert spacing(batch) == apart
+    assert row["kl"] == pytest.approx(kl_of(policy, first, asked, batch), rel=1e-4)
+    assert row["drift"] == pytest.approx(kl_of(policy, first, asked, some), rel=1e-4)
+    assert (row["drift"] == pytest.approx(row["kl"], rel=1e-4)) == (apart == 1)
+
+
+@torch.no_grad()
+def jump_a_little(policy: ActorCritic) -> None:
+    for parameter in policy.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))
 
 
 def test_what_is_remembered_does_not_move_with_the_policy() -> None:

@@ -13,6 +13,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import FrameStackObservation
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from proximo.batch import leaves_of
 from proximo.errors import UnsupportedSpace
@@ -22,6 +23,7 @@ from proximo.models.frames import Frames
 from proximo.models.network import Network
 from proximo.run.agent import Agent
 from proximo.sources.envs import EnvSource
+from proximo.updaters.adam import Adam
 from tests.toys import Corridor, Everything
 
 
@@ -145,6 +147,45 @@ def test_frames_are_kept_once() -> None:
     assert batch.memory[0][0].shape == (2, 2, 3, 40, 40)
     kept = [leaf for leaf in leaves_of(vars(batch)) if leaf.dtype == torch.uint8]
     assert sum(leaf.numel() for leaf in kept) == (32 + 2 * 3) * 2 * 40 * 40
+
+
+class Noise(gym.Env):
+    """Shows any picture."""
+
+    observation_space, action_space = spaces.Box(0, 255, (40, 40), np.uint8), spaces.Discrete(5)
+
+    def reset(self, **kwargs: Any) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=kwargs.get("seed"))
+        return self.picture(), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.picture(), 0.0, False, False, {}
+
+    def picture(self) -> np.ndarray:
+        return self.np_random.integers(0, 256, (40, 40), dtype=np.uint8)
+
+
+class Watched(ActorCritic):
+    """A policy whose noise can be looked at."""
+
+    def noise(self, *shape: int) -> Tensor:
+        self.drawn = super().noise(*shape)
+        return self.drawn
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_weights_that_changed_are_cast_anew(precision: Any) -> None:
+    """What a collection keeps of them is gone in the next one: it acts as its own weights say."""
+    source = EnvSource(lambda seed: gym.vector.SyncVectorEnv([Noise] * 2), 32)
+    source.restart(0)
+    policy = Watched(Noise.observation_space, Noise.action_space, Network(images="nature", precision=precision))
+    optimizer, agreement = Adam(policy), list[float]()  # it changes them in place, as training does
+    for _ in range(3):
+        optimizer.state["vector"].normal_(0, 0.1)
+        batch, drawn = source.collect(policy), policy.drawn
+        agreement.append((policy.act(batch.observation, drawn)[0] == batch.action).float().mean().item())
+    source.close()
+    assert min(agreement) > 0.9, "a rounding may decide one of 64 otherwise"
 
 
 def test_the_running_statistics_are_those_of_stacks() -> None:

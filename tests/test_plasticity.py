@@ -331,6 +331,40 @@ def test_an_update_with_other_betas_is_torchs(compiled: bool) -> None:
     torch.testing.assert_close(optimizer.state["vector"], end, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("betas", [(0.9, 0.999), BETAS, (0.0, 0.9), (0.0, 0.0)])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("epsilon_hat", [False, True])
+def test_a_step_is_the_papers(betas: tuple[float, float], weight_decay: float, epsilon_hat: bool) -> None:
+    """Algorithm 1 of Kingma & Ba, in float64, with the decay of Loshchilov & Hutter: five steps."""
+    policy, (beta1, beta2), lr, eps = small_policy(), betas, 1e-2, 1e-3
+    optimizer = Adam(policy, lr, eps, betas, weight_decay, epsilon_hat)
+    theta = optimizer.state["vector"].double()
+    m, v = torch.zeros_like(theta), torch.zeros_like(theta)
+    for t in range(1, 6):
+        gradient = torch.randn(len(theta))
+        optimizer.go(gradient, optimizer.state)
+        g = gradient.double()
+        m, v = beta1 * m + (1 - beta1) * g, beta2 * v + (1 - beta2) * g * g
+        correction = (1 - beta2**t) ** 0.5
+        below = (v**0.5 + eps) / correction if epsilon_hat else v**0.5 / correction + eps
+        theta = theta - lr * weight_decay * theta - lr * (m / (1 - beta1**t)) / below
+    torch.testing.assert_close(optimizer.state["vector"], theta.float(), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize("betas", [(0.9, 0.999), BETAS, (0.0, 0.9), (0.5, 0.0)])
+def test_how_many_steps_were_taken_is_known(betas: tuple[float, float]) -> None:
+    """From βᵗ, which is what is saved; when nothing is left of it, nothing is left to correct."""
+    optimizer, told = Adam(small_policy(), betas=betas), list[float]()
+    for _ in range(100):
+        told.append(optimizer.taken())
+        optimizer.state["power1"].mul_(betas[0])
+        optimizer.state["power2"].mul_(betas[1])
+    assert told == list(range(100))
+    optimizer.state["power1"].fill_(0)
+    optimizer.state["power2"].fill_(0)
+    assert max(betas) ** optimizer.taken() == 0
+
+
 @pytest.mark.parametrize("algo", ALGORITHMS)
 def test_every_algorithm_with_adam_takes_them(algo: str) -> None:
     policy = small_policy()
