@@ -113,4 +113,5 @@ class Batch:
     def part(self, units: Tensor) -> Batch:
         """The units at these indices, or where these bools say so: steps [m], or whole lanes [L, m]."""
         places = units.nonzero().squeeze(-1) if units.dtype == torch.bool else units
-        return self.map(lambda x: x.index_select(self.mask.dim() - 1, places))
+        dim = 0 if self.mask.dim() == 1 else 1
+        return self.map(lambda x: x.index_select(dim, places))

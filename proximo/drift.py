@@ -22,7 +22,7 @@ NEAR = 0.1  # of a bound: nearer than that, float32 is not trusted to tell on wh
 ROUNDING = 1e-6  # nats; what a KL in float32 may be off, however small it is
 AIM = 0.95  # of the step that would just meet the bound if KL grew with its square
 TRIALS = 40
-SPACED, ENOUGH = 4, 256  # one step in so many shows how far the reference is, where that leaves so many rows
+SPACED, ENOUGH = 5, 200  # one row in so many shows how far the reference is, where that leaves so many of them
 
 
 def tensors_of(policy: Policy) -> dict[str, Tensor]:
@@ -57,7 +57,7 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
     """A measure of batches like the example: (KL(π_old ‖ π), KL(π_ref ‖ π)), means over the live rows, in nats.
 
     π is the policy as it is when it is asked, all of it: its normaliser too. π_old is `batch.old`, π_ref the same
-    policy with the tensors `reference`, whom every `spacing`-th step is shown to. One compiled call, in float32; both
+    policy with the tensors `reference`, whom every `spacing`-th row is shown to. One compiled call, in float32; both
     are NaN if a number of the policy is not finite, be it one that no action depends on.
     """
     columns, count, apart = example.map(lambda x: x.new_empty(0)), len(example.leaves()), spacing(example)
@@ -66,7 +66,8 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
         batch = columns.with_leaves(tensors[:count])
         now = policy.evaluate(batch).distribution
         others = dict(zip(reference, tensors[count:], strict=True))
-        some = batch.replace(old=now).map(lambda x: x[::apart])
+        some = batch.replace(old=now)
+        some = some if apart == 1 else some.flatten().map(lambda x: x[::apart])
         first = lent(policy, others, lambda: policy.evaluate(some).distribution)
         kls = torch.stack([masked_mean(batch.old.kl(now), batch.mask), masked_mean(first.kl(some.old), some.mask)])
         finite = torch.stack([x.isfinite().all() for x in tensors_of(policy).values()]).all()
@@ -82,11 +83,12 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
 
 
 def spacing(batch: Batch) -> int:
-    """One step in how many tells the distance from a policy that did not collect: neighbours are much alike.
+    """One row in how many tells the distance from a policy that did not collect: neighbours are much alike.
 
-    All do where the policy remembers, for whom one leads to the next.
+    Counted across lanes, step by step, so that with any number of them that 5 does not divide all lanes and all steps
+    have their turn. Every row does where the policy remembers, for whom one leads to the next.
     """
-    return 1 if "memory" in vars(batch) else min(max(batch.mask.numel() // ENOUGH, 1), SPACED)
+    return 1 if "memory" in vars(batch) or batch.mask.numel() < SPACED * ENOUGH else SPACED
 
 
 @torch.no_grad()

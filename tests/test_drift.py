@@ -261,15 +261,15 @@ def test_the_first_look_at_observations_is_cut_too_not_refused() -> None:
 
 
 @either
-@pytest.mark.parametrize(("steps", "lanes", "apart"), [(64, 4, 1), (128, 4, 2), (128, 8, 4), (1024, 8, 4)])
-def test_one_step_in_some_tells_the_drift(steps: int, lanes: int, apart: int, compile: str) -> None:
+@pytest.mark.parametrize(("steps", "lanes", "apart"), [(64, 4, 1), (128, 8, 5), (2048, 1, 5)])
+def test_one_row_in_five_tells_the_drift(steps: int, lanes: int, apart: int, compile: str) -> None:
     """The update is measured on every row, the distance from the reference where it is shown."""
     policy = policy_for(SPACES["box"])
     batch = collected(policy, torch.randn(steps, lanes, 5), torch.rand(steps, lanes) < 0.9)
     first, ledger = snapshot(policy), Ledger(policy, RunConfig(max_kl=1e9))
     with compiling(compile == "on"):
         asked, row = settled(ledger, policy, batch, lambda: jump_a_little(policy))
-    some = batch.map(lambda x: x[::apart])
+    some = batch.flatten().map(lambda x: x[::apart])
     assert spacing(batch) == apart
     assert row["kl"] == pytest.approx(kl_of(policy, first, asked, batch), rel=1e-4)
     assert row["drift"] == pytest.approx(kl_of(policy, first, asked, some), rel=1e-4)

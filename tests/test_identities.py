@@ -105,3 +105,16 @@ def test_an_overflow_in_a_dead_row_reaches_no_gradient() -> None:
     dead = batch.replace(logp=torch.where(batch.mask, batch.logp, -1e9))
     assert not batch.mask.all()
     torch.testing.assert_close(gradient(objective(policy.evaluate(dead), dead)[0], policy), wanted)
+
+
+def test_a_part_of_steps_of_lanes_and_of_pairs() -> None:
+    """Units are rows of a flat batch, and lanes of any other: of pairs both sides, with what was remembered before."""
+    places = torch.tensor([2, 0])
+    for shape, found in [((3,), (2,)), ((4, 3), (4, 2)), ((4, 3, 2), (4, 2, 2))]:
+        mask = torch.rand(shape) < 0.5
+        x = torch.randn(*shape, 5)
+        part = Batch(observation=x, mask=mask).part(places)
+        assert part.mask.shape == found
+        torch.testing.assert_close(part.observation, x[places] if len(shape) == 1 else x[:, places], rtol=0, atol=0)
+    bools = torch.tensor([True, False, True])
+    assert torch.equal(Batch(mask=bools, reward=x[0, :, 0, 0]).part(bools).reward, x[0, ::2, 0, 0])

@@ -77,7 +77,8 @@ class Guard:
     def __init__(self, run: Run) -> None:
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
         every = live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
-        tensors = {name: tensor for name, tensor in every.items() if not name.startswith("ledger.reference.")}  # stays
+        # the ledger's reference never changes
+        tensors = {name: tensor for name, tensor in every.items() if not name.startswith("ledger.reference.")}
         self.run, self.live = run, {name: ranks.local(tensor) for name, tensor in tensors.items()}
         self.sharded = any(self.live[name] is not tensor for name, tensor in tensors.items())
         self.snapshot = Snapshot(self.live)

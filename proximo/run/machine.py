@@ -7,6 +7,7 @@ import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 
 import gymnasium as gym
 import torch
@@ -88,14 +89,16 @@ def keep_memory() -> None:
     """Let the C library keep what is freed, in huge pages, where it is glibc.
 
     Else every large tensor is new memory, which the kernel clears page by page: a pass over 1,024 of Atari's pictures
-    took 190 ms instead of 100. Pages of 2 MiB, where Linux gives them to who asks, are found faster.
+    took 190 ms instead of 100. Pages of 2 MiB, where Linux gives them to who asks, are found faster; addresses for them
+    are asked for at once, where the kernel does not count these as memory.
     """
     with contextlib.suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         for name, size in ((M_MMAP_THRESHOLD, KEPT), (M_TRIM_THRESHOLD, KEPT), (M_TOP_PAD, KEPT // 16)):
             libc.mallopt(name, size)
         libc.malloc.restype = ctypes.c_void_p
-        if place := libc.malloc(ctypes.c_size_t(KEPT // 2)):  # addresses that the heap will have, no memory yet
+        lenient = Path("/proc/sys/vm/overcommit_memory").read_text().strip() != "2"
+        if lenient and (place := libc.malloc(ctypes.c_size_t(KEPT // 2))):
             begin = -(-place // HUGE) * HUGE
             libc.madvise(ctypes.c_void_p(begin), ctypes.c_size_t(KEPT // 2 - HUGE), MADV_HUGEPAGE)
             libc.free(ctypes.c_void_p(place))

@@ -70,6 +70,12 @@ class Actor:
         return self.policy.value(observation, with_leaves(self.blank, memory))
 
 
+def casting(device: torch.device, kept: bool) -> torch.autocast:
+    """Casts as they are outside the block; whether what weights are cast to is kept until the outermost one ends."""
+    now, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
+    return torch.autocast(device.type, dtype, now, cache_enabled=kept)
+
+
 def stacked(outline: Any, rows: Iterable[Leaves]) -> Any:
     """A tree like the outline, its leaves stacked from those of many rows: [T, ...]."""
     return with_leaves(outline, map(torch.stack, zip(*rows, strict=True)))

@@ -17,7 +17,7 @@ from proximo.batch import Batch, leaves_of, tree_map
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
 from proximo.observations import MASK, choices
 from proximo.policy import Policy
-from proximo.sources.acting import Actor, Leaves, stacked
+from proximo.sources.acting import Actor, Leaves, casting, stacked
 from proximo.sources.buffers import Observations, as_float32
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
@@ -83,9 +83,10 @@ class EnvSource:
         if self.actor is None or policy is not self.actor.policy:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
-        with torch.autocast(self.device.type, enabled=False):  # what layers cast their weights to is kept until its end
+        with casting(self.device, kept=False):  # an environment's own networks may learn between its steps
             for t, drawn in enumerate(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True)):
-                actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
+                with casting(self.device, kept=True):
+                    actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
                 self._step(t, policy.to_env(self.actor.action(actions[-1])))
         self._finite(self.horizon)
         batch = self._batch(stacked(self.actor.outline, actions))

@@ -69,7 +69,9 @@ class Optimizer:
 
     def norm(self, gradient: Tensor) -> Tensor:
         """L2, over all parameters."""
-        return self.shards.total(gradient.square()).sqrt() if self.shards else torch.linalg.vector_norm(gradient)
+        if self.shards is None:
+            return torch.linalg.vector_norm(gradient)
+        return self.shards.total(gradient.square()).sqrt()
 
     def go(self, gradient: Tensor, state: dict[str, Tensor]) -> None:
         """`descend`, with all parameters."""
