@@ -180,7 +180,7 @@ def table(told: dict[str, Any]) -> str:
         f"Where nothing is violated {limit} of a cycle is the most that is asked, and nothing is here: `far` is a",
         f"bound of {FAR:g} nats; `near` is one {above} above what each update asks, told by a third run a cycle ahead,",
         "so that the KL of every update is measured in float64 too: no update that is not cut costs more. near: the",
-        "share of updates whose KL was measured so.",
+        "share of updates whose KL was measured so. Seed 0: a pilot.",
         "",
         f"    {told['command']}",
         "",

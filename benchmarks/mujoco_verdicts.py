@@ -22,8 +22,8 @@ def published(results: Results, names: tuple[str, ...]) -> list[str]:
         "over seeds, and `best` the largest of the 10 means over seeds. Tianshou's numbers are of the second kind, "
         "over 10 seeds. The largest of several noisy means lies above the truth, and the more so the fewer seeds "
         "they are of: `best` over few seeds flatters more than Tianshou's over ten. Hence both, and `last` first. "
-        "The bar of a PPO is the best published PPO at 1M steps (Swimmer's needs a discount of 0.9999, which `tuned- "
-        "swimmer` has); that of another algorithm is Tianshou's number.",
+        "The bar of a PPO is the best published PPO at 1M steps (Swimmer's needs a discount of 0.9999, which "
+        "`tuned-swimmer` has); that of another algorithm is Tianshou's number.",
         "",
     ]
     for algo, others in PUBLISHED.items():

@@ -157,11 +157,11 @@ def write_table(results: Path, work: Path) -> None:
         "",
         "    python benchmarks/policies.py",
         "",
-        f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}.",
+        f"{machines(rows)}.",
         "",
-        "| task | steps | to reach | reached | evaluation, each seed | episodes | last 100 of training "
+        "| task | steps | seeds | to reach | reached | evaluation, each seed | episodes | last 100 of training "
         "| seconds a run (median) |",
-        "|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         mine = sorted((row for row in rows if row["task"] == task.name), key=lambda row: row["seed"])
@@ -177,11 +177,21 @@ def write_table(results: Path, work: Path) -> None:
     )
 
 
+def machines(rows: list[dict[str, Any]]) -> str:
+    """Where the tasks were run."""
+    told = dict[str, list[str]]()
+    for row in rows:
+        told.setdefault(row["machine"], []).append(row["task"])
+    if len(told) == 1:
+        return f"Machine: {next(iter(told))}"
+    return "Machines: " + "; ".join(f"{machine} ({', '.join(dict.fromkeys(names))})" for machine, names in told.items())
+
+
 def cells(task: Task, rows: list[dict[str, Any]]) -> list[str]:
     """A task's line: its rows are those of its seeds."""
     bar = "–" if task.bar is None else f"≥ {task.bar:g}{' in training' if task.training else ''}"
     if not rows:
-        return [task.name, f"{task.steps:,}", bar, "not run", *["–"] * 4]
+        return [task.name, f"{task.steps:,}", "–", bar, "not run", *["–"] * 4]
     numbers = {name: [row[name] for row in rows] for name in ("eval_mean", "train_return_last_100")}
     evaluated, drawn = (", ".join(f"{x:.4g}" for x in column) for column in numbers.values())
     counted = numbers["train_return_last_100" if task.training else "eval_mean"]
@@ -191,7 +201,8 @@ def cells(task: Task, rows: list[dict[str, Any]]) -> list[str]:
     reached = "–" if task.bar is None else missed if short else "yes"
     episodes = ", ".join(map(str, sorted({row["eval_episodes"] for row in rows})))
     seconds = np.median([row["seconds"] for row in rows])
-    return [task.name, f"{rows[0]['step']:,}", bar, reached, evaluated, episodes, drawn, f"{seconds:,.0f}"]
+    seeds = ", ".join(str(row["seed"]) for row in rows)
+    return [task.name, f"{rows[0]['step']:,}", seeds, bar, reached, evaluated, episodes, drawn, f"{seconds:,.0f}"]
 
 
 if __name__ == "__main__":

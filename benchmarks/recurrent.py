@@ -108,7 +108,7 @@ def table(told: dict[str, Any]) -> str:
         f"units, learned from in sequences of {LSTM['sequence']} steps. Whole cycles: collecting, learning, logging.",
         f"steps/s: median [least–most] of {rounds} rounds. times: the time of a step, as a multiple of that without",
         "memory in the same round, median [least–most].",
-        f"At most {LIMIT:g}× was asked for.",
+        f"At most {LIMIT:g}× was asked for. Seed 0: a pilot.",
         "",
         f"    {told['command']}",
         "",

@@ -46,7 +46,7 @@ def write_table(path: Path) -> None:
     works = [work for work in WORKS if any(row["work"] == work for row in rows)]
     lines = [*heading(good), ""]
     for work in works:
-        lines += [f"## {work}", "", SAID[work], "", *table(good, work), ""]
+        lines += [f"## {work}", "", SAID[work] + where(good, work), "", *table(good, work), ""]
     if failed := [row for row in rows if "error" in row]:
         lines += ["## What did not run", "", "| work | peer | seed | why |", "|---|---|---|---|"]
         lines += [
@@ -64,13 +64,14 @@ def heading(rows: list[Row]) -> list[str]:
     lines = [
         f"# Speed{pilot(rows)}",
         "",
-        f"Seeds {', '.join(map(str, seeds))}, one run each{'; under ten is a pilot' if pilot(rows) else ''}.",
+        f"Seeds from {seeds[0]} on, one run each, in as many rounds as the last column says"
+        f"{'; under ten is a pilot' if pilot(rows) else ''}.",
         "steps/s: environment steps a second over the whole training, start-up, imports and compilation excluded;",
         "median [least–most] of the rounds. ratio: median of the ratios to Stable-Baselines3 in the same round.",
         "update: microseconds for one minibatch, measured in training. collecting: share of the time outside updates.",
         "memory: largest resident size. return: mean of the last training episodes, to see that something is learned.",
         "",
-        "    python benchmarks/speed.py",
+        "    python benchmarks/speed.py --works WORK --peers PEER … --rounds ROUNDS",
         "",
         f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}. Load average before a run: "
         f"median {np.median([row['load_before'] for row in rows]):.1f}, "
@@ -79,6 +80,12 @@ def heading(rows: list[Row]) -> list[str]:
     ]
     described = {(row["peer"], ", ".join(f"{k} {v}" for k, v in row["versions"].items())) for row in rows}
     return lines + [f"- {NAMES.get(peer, peer)}: {versions}" for peer, versions in sorted(described)]
+
+
+def where(rows: list[Row], work: str) -> str:
+    """The machine of a work, where not all were done on one."""
+    all_of_them, its = ({row["machine"] for row in some} for some in (rows, [r for r in rows if r["work"] == work]))
+    return f" On {' and '.join(sorted(its))}." if len(all_of_them) > 1 else ""
 
 
 def pilot(rows: list[Row]) -> str:
