@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
+    args.results.mkdir(parents=True, exist_ok=True)  # rather told now than after hours
     chosen = [task for task in TASKS if not args.only or task.name.startswith(tuple(args.only))]
     if not args.table:
         for seed in range(args.seeds):
@@ -138,7 +139,6 @@ def film(run: Path, video: Path) -> None:
 
 def keep(results: Path, row: dict[str, Any]) -> None:
     """Add or replace one run's result."""
-    results.mkdir(exist_ok=True)
     path = results / "policies.json"
     rows = json.loads(path.read_text()) if path.exists() else []
     rows = [old for old in rows if (old["task"], old["seed"]) != (row["task"], row["seed"])] + [row]
