@@ -37,11 +37,11 @@ def test_the_page_tells_what_was_reached_and_what_was_not_run(tmp_path: Path) ->
     page = (tmp_path / "policies.md").read_text()
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
     assert len(lines) == 1 + len(policies.TASKS)
-    assert lines[PONG] == f"| {PONG} | 12,345 | ≥ 18 in training | yes | 17.5 | 10 | 18.25 | 61 |"
-    assert lines[TAXI] == f"| {TAXI} | 12,345 | ≥ 7 | no: 6 | 6 | 20 | 7.8 | 61 |"
+    assert lines[PONG] == f"| {PONG} | 12,345 | 0 | ≥ 18 in training | yes | 17.5 | 10 | 18.25 | 61 |"
+    assert lines[TAXI] == f"| {TAXI} | 12,345 | 0 | ≥ 7 | no: 6 | 6 | 20 | 7.8 | 61 |"
     reached = "| 2 of 3; no: 0.94 | 0.94, 0.96, 0.99 | 20 | 0.9, 0.9, 0.9 |"
-    assert lines[REPEAT] == f"| {REPEAT} | 12,345 | ≥ 0.95 {reached} 61 |"
-    assert lines["Racetrack-v0"] == "| Racetrack-v0 | 300,000 | – | not run | – | – | – | – |"
+    assert lines[REPEAT] == f"| {REPEAT} | 12,345 | 0, 1, 2 | ≥ 0.95 {reached} 61 |"
+    assert lines["Racetrack-v0"] == "| Racetrack-v0 | 300,000 | – | – | not run | – | – | – | – |"
     assert "20 evaluation" not in page
 
 
