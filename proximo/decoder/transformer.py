@@ -26,6 +26,7 @@ from proximo.kernels.linear import linear
 BLOCK = 16  # lengths are padded to multiples of it
 CHUNK = 128  # keys whose values are summed at once: the library splits longer sums where it likes
 FEWEST = 4  # queries below which it has other kernels
+LOOPED = 400  # multiplications below which torch does them itself, and not the library
 LOWEST = -1e30  # what is added to the score of a key that is not seen; finite, as a padding's query sees none
 
 LLAMA = {"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"}
@@ -284,5 +285,6 @@ def weighted(share: Tensor, v: Tensor, y: Tensor | None = None) -> Tensor:
 def matmul(a: Tensor, b: Tensor) -> Tensor:
     """[B, M, K] x [B, K, S], in float32 each row as it is among many."""
     rows = a.shape[1]
-    more = -rows % FEWEST if a.dtype == torch.float32 else 0
+    enough = max(rows + -rows % FEWEST, -(-LOOPED // max(a.shape[2] * b.shape[2], 1)))
+    more = enough - rows if a.dtype == torch.float32 else 0
     return torch.bmm(functional.pad(a, (0, 0, 0, more)), b)[:, :rows].contiguous() if more else torch.bmm(a, b)
