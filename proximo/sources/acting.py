@@ -70,10 +70,13 @@ class Actor:
         return self.policy.value(observation, with_leaves(self.blank, memory))
 
 
-def casting(device: torch.device, kept: bool) -> torch.autocast:
-    """Casts as they are outside the block; whether what weights are cast to is kept until the outermost one ends."""
+def casting(device: torch.device) -> torch.autocast:
+    """A block that casts as what is around it, and until whose end what weights are cast to may be kept.
+
+    It is kept where `torch.set_autocast_cache_enabled` says so, which begins with False.
+    """
     now, dtype = torch.is_autocast_enabled(device.type), torch.get_autocast_dtype(device.type)
-    return torch.autocast(device.type, dtype, now, cache_enabled=kept)
+    return torch.autocast(device.type, dtype, now, cache_enabled=False)
 
 
 def stacked(outline: Any, rows: Iterable[Leaves]) -> Any:

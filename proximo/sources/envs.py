@@ -83,10 +83,11 @@ class EnvSource:
         if self.actor is None or policy is not self.actor.policy:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
-        with casting(self.device, kept=False):  # an environment's own networks may learn between its steps
+        with casting(self.device):
             for t, drawn in enumerate(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True)):
-                with casting(self.device, kept=True):
-                    actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
+                torch.set_autocast_cache_enabled(True)
+                actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
+                torch.set_autocast_cache_enabled(False)  # an environment's own networks may learn between its steps
                 self._step(t, policy.to_env(self.actor.action(actions[-1])))
         self._finite(self.horizon)
         batch = self._batch(stacked(self.actor.outline, actions))
