@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from functools import partial
 from typing import Any
 
@@ -183,7 +184,8 @@ def test_weights_that_changed_are_cast_anew(precision: Any) -> None:
     for _ in range(3):
         optimizer.state["vector"].normal_(0, 0.1)
         batch, drawn = source.collect(policy), policy.drawn
-        agreement.append((policy.act(batch.observation, drawn)[0] == batch.action).float().mean().item())
+        fresh = copy.deepcopy(policy)  # of whose weights nothing can have been kept
+        agreement.append((fresh.act(batch.observation, drawn)[0] == batch.action).float().mean().item())
     source.close()
     assert min(agreement) > 0.9, "a rounding may decide one of 64 otherwise"
 
