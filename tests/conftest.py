@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # before torch is imported:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests side by side would wait for each others' threads
+
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
