@@ -48,6 +48,11 @@ class MissingExtra(ProximoError, ImportError):
     """An optional dependency that is not installed."""
 
 
+def install(extra: str) -> str:
+    """What to type where an extra is missing."""
+    return f'pip install ".[{extra}]" in the folder of Proximo'
+
+
 class RunFolderError(ProximoError):
     """A folder that is no run, or cannot become one."""
 

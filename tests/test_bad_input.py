@@ -129,10 +129,10 @@ def test_a_missing_extra_names_its_pip_command(
         monkeypatch.setitem(sys.modules, module, None)  # importing it now fails
     find, gone = importlib.util.find_spec, ("envpool", "imageio", "imageio_ffmpeg")
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
-    assert 'pip install "proximo[box2d]"' in complaint(train="LunarLander-v3")
-    assert 'pip install "proximo[mujoco]"' in complaint(train="HalfCheetah-v5")
-    assert 'pip install "proximo[envpool]"' in complaint("--backend", "envpool", train="CartPole-v1")
-    assert 'pip install "proximo[video]"' in complaint("play", run, "--video", tmp_path / "v.mp4")
+    assert 'pip install ".[box2d]"' in complaint(train="LunarLander-v3")
+    assert 'pip install ".[mujoco]"' in complaint(train="HalfCheetah-v5")
+    assert 'pip install ".[envpool]"' in complaint("--backend", "envpool", train="CartPole-v1")
+    assert 'pip install ".[video]"' in complaint("play", run, "--video", tmp_path / "v.mp4")
 
 
 WRONG_IN_PYTHON: dict[str, tuple[dict[str, Any], type[ProximoError], str]] = {

@@ -364,7 +364,7 @@ def test_mistakes_are_one_line_and_leave_nothing(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in gone else find(name, *more))
     (tmp_path / "elsewhere").rename(run / "checkpoints")
     missing = complaint("export", run, "--onnx", file)
-    assert 'writing ONNX needs onnx, onnxruntime: pip install "proximo[export]"' in missing
+    assert 'writing ONNX needs onnx, onnxruntime: pip install ".[export]"' in missing
     assert there.read_bytes() == b"mine"
     assert not file.parent.exists()
 

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from proximo.algorithms import ALGORITHMS
 from proximo.algorithms.language import LANGUAGE
+from proximo.errors import install
 from proximo.presets import PRESETS
 from proximo.presets.preset import Preset
 from proximo.sources.backends import BACKENDS
@@ -49,4 +50,4 @@ def show(console: Console) -> None:
         console.print(f"[bold]environments{title} ({len(names)})[/]")
         console.print(f"  {' '.join(sorted(names))}", markup=False)
     if not pooled:
-        console.print('  EnvPool is not installed: pip install "proximo[envpool]"', markup=False)
+        console.print(f"  EnvPool is not installed: {install('envpool')}", markup=False)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from proximo.errors import ConfigError, ExportError, MissingExtra, ProximoError
+from proximo.errors import ConfigError, ExportError, MissingExtra, ProximoError, install
 from proximo.models.own import MakeCore, MakeEncoder, Own
 from proximo.run.agent import Agent
 from proximo.run.agreement import Runtime, disagreement, observations, walks
@@ -91,7 +91,7 @@ def export_agent(agent: Agent, onnx: str | Path | None = None, torch: str | Path
         if os.path.lexists(file):
             raise ConfigError(f"{file} is there already: remove it, or name another file")
     if missing := [name for name in NEEDED if onnx is not None and importlib.util.find_spec(name) is None]:
-        raise MissingExtra(f'writing ONNX needs {", ".join(missing)}: pip install "proximo[export]"')
+        raise MissingExtra(f"writing ONNX needs {', '.join(missing)}: {install('export')}")
     if onnx is not None and any(getattr(module, "brief", False) for module in ours(agent).modules()):
         raise ExportError("ONNX Runtime has no bfloat16 convolutions: --torch writes a program of torch.export")
     agent = copy.deepcopy(agent)  # what it remembers stays

@@ -13,7 +13,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.errors import ConfigError, EnvFailure, MissingExtra, ProximoError
+from proximo.errors import ConfigError, EnvFailure, MissingExtra, ProximoError, install
 from proximo.run.agent import Agent
 from proximo.run.config import RunConfig
 from proximo.run.evaluate import LONGEST
@@ -25,7 +25,7 @@ from proximo.sources.making import MANY, EnvLike, single
 def record_video(agent: Agent, env: EnvLike, run: RunConfig, video: Path, episodes: int) -> tuple[int, list[float]]:
     """Write `episodes` episodes as one video; returns the number of frames and each episode's return."""
     if importlib.util.find_spec("imageio") is None or importlib.util.find_spec("imageio_ffmpeg") is None:
-        raise MissingExtra('writing videos needs imageio and ffmpeg: pip install "proximo[video]"')
+        raise MissingExtra(f"writing videos needs imageio and ffmpeg: {install('video')}")
     if video.suffix not in (".mp4", ".gif"):
         raise ConfigError(f"{video} must end in .mp4 or .gif")
     if isinstance(env, MANY):

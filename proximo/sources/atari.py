@@ -14,7 +14,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.errors import MissingExtra
+from proximo.errors import MissingExtra, install
 
 ALE = "ALE/"  # what the ids of ale_py begin with
 SIGNS, LIVES = ("reward_clip", "reward_clipping"), "episodic_life"  # EnvPool's name and ale_py's; the same in both
@@ -26,7 +26,7 @@ def register_games(name: str) -> None:
     if not name.startswith(ALE):
         return
     if importlib.util.find_spec("ale_py") is None:
-        raise MissingExtra(f'{name} needs ale_py: pip install "proximo[atari]"')
+        raise MissingExtra(f"{name} needs ale_py: {install('atari')}")
     import ale_py
 
     gym.register_envs(ale_py)

@@ -16,14 +16,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from proximo.errors import ConfigError, MissingExtra, unknown
+from proximo.errors import ConfigError, MissingExtra, install, unknown
 from proximo.sources.atari import learning
 
 
 def require_envpool(env: Any) -> None:
     """Raises a ProximoError that says what to do where EnvPool cannot serve `env`."""
     if importlib.util.find_spec("envpool") is None:
-        raise MissingExtra('the envpool backend is not installed: pip install "proximo[envpool]"')
+        raise MissingExtra(f"the envpool backend is not installed: {install('envpool')}")
     if not isinstance(env, str):
         raise ConfigError("EnvPool has only environments of its own: give an id, or use the sync or async backend")
     if env not in envpool_ids():

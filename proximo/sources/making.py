@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 
-from proximo.errors import ConfigError, EnvFailure, MissingExtra, unknown
+from proximo.errors import ConfigError, EnvFailure, MissingExtra, install, unknown
 from proximo.sources.atari import ALE, LIVES, SIGNS, ale_lanes, register_games, without
 from proximo.sources.checked import Checked
 from proximo.sources.envpool import envpool_ids, envpool_lanes
@@ -81,7 +81,7 @@ def guarded(name: str, make: MakeEnv) -> gym.Env:
         return make()
     except gym.error.DependencyNotInstalled as error:
         extra = next((extra for word, extra in EXTRAS.items() if word in str(error).lower()), None)
-        advice = f'pip install "proximo[{extra}]"' if extra else str(error)
+        advice = install(extra) if extra else str(error)
         raise MissingExtra(f"{name} needs a package that is not installed: {advice}") from None
     except ModuleNotFoundError as error:
         module = error.name or name.partition(":")[0]

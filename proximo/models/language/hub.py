@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from proximo.errors import ConfigError, MissingExtra
+from proximo.errors import ConfigError, MissingExtra, install
 
 NEEDED = (5, 3)  # before it a model's config.json could run code (CVE-2026-4372)
 WANTED = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja"]
@@ -29,7 +29,7 @@ def transformers() -> Any:
     try:
         import transformers
     except ImportError:
-        raise MissingExtra("language models need transformers: pip install 'proximo[language]'") from None
+        raise MissingExtra(f"language models need transformers: {install('language')}") from None
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     if version < NEEDED:
         raise MissingExtra(f"transformers {transformers.__version__} is not safe to load models with: install >= 5.3")
@@ -178,6 +178,6 @@ def adapted(model: Any, rank: int) -> Any:
     try:
         import peft
     except ImportError:
-        raise MissingExtra("lora needs peft: pip install 'proximo[language]'") from None
+        raise MissingExtra(f"lora needs peft: {install('language')}") from None
     adapters = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", task_type="CAUSAL_LM")
     return peft.get_peft_model(model, adapters).eval()

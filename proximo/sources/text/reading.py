@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from proximo.errors import ConfigError, MissingExtra
+from proximo.errors import ConfigError, MissingExtra, install
 
 Row = Mapping[str, Any]
 PARQUET = ".parquet"
@@ -166,4 +166,4 @@ def _first_line(error: Exception) -> str:
 
 
 def _missing(what: str) -> MissingExtra:
-    return MissingExtra(f'{what} needs packages that are not installed: pip install "proximo[language]"')
+    return MissingExtra(f"{what} needs packages that are not installed: {install('language')}")
