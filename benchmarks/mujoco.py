@@ -67,7 +67,7 @@ def main() -> None:
 def possible(job: Job) -> bool:
     """Whether it can be run; says why not, once a setting."""
     why = impossible(job)
-    if why is not None and job.seed == 0 and job.env == job.setting.tasks[0]:
+    if why is not None and job.seed == job.setting.first and job.env == job.setting.tasks[0]:
         print(f"{job.setting.name} is passed over: {why}", flush=True)
     return why is None
 
@@ -193,8 +193,8 @@ def know_random(path: Path) -> None:
 
 def done(rows: list[dict[str, Any]], job: Job) -> bool:
     """Whether this run's result is among them, of the settings as they are now."""
-    wanted = job.setting.name, job.env, job.seed, job.setting.key(job.env)
-    return any((row["setting"], row["env"], row["seed"], row["key"]) == wanted for row in rows)
+    wanted = job.setting.name, job.env, job.seed
+    return any((row["setting"], row["env"], row["seed"]) == wanted and job.setting.trained(row) for row in rows)
 
 
 def keep(path: Path, row: dict[str, Any]) -> None:

@@ -11,52 +11,60 @@ from mujoco_plan import SETTINGS, STEPS, TASKS
 from mujoco_published import BEST
 from mujoco_results import Results, Row
 
-HALF = 0.5  # of the way from chance to the best published PPO
+HALF = 0.5  # of the way from chance to the best published column
 BESIDE = "mujoco-seconds.json"  # the results of mujoco_seconds.py
 AGAINST = "paper"  # the setting whose seconds the others' are compared with there
 
 
-def cost(results: Results, main: tuple[str, ...], folder: Path) -> list[str]:
+class Clock:
+    """What STEPS steps of a setting take on a task, from turns taken side by side.
+
+    The runs themselves had more beside them or less, and compiled or found what had been compiled: their own clocks do
+    not compare algorithms.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = folder / BESIDE
+        self.told: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"tasks": []}
+        self.seconds = {task["env"]: task["seconds"] for task in self.told["tasks"]}
+
+    def at(self, name: str, env: str) -> float | None:
+        """Seconds a step; None where it was not measured."""
+        found = self.seconds.get(env, {}).get(name)
+        return None if found is None else found / STEPS
+
+
+def cost(results: Results, main: tuple[str, ...], clock: Clock) -> list[str]:
     """Table 3: steps and seconds."""
     names = [name for name in main if any(results.of(name, env) for env in TASKS)]
-    lines = [
-        "## 3. Steps and seconds",
+    lines = ["## 3. Steps and seconds", "", *(side_by_side(clock.told) if clock.seconds else [])]
+    lines += [
         "",
-        f"Seconds of collecting and learning for {STEPS:,} steps at the speed of a run's median update, so without "
-        "compiling and evaluating, in one process with one thread: the median over seeds. Other work ran on the "
-        "machine at the same time, more beside some runs than beside others: these columns do not say which algorithm "
-        "is the faster. The seconds further down are those of the whole run, with compiling.",
-        "",
-        f"| task | {' | '.join(names)} |",
-        "|---|" + "---|" * len(names),
+        "Steps until the mean over seeds is half of the way from chance to the best published column, and the",
     ]
-    for env in TASKS:
-        there = {name: rows for name in names if (rows := results.of(name, env))}
-        seconds = {k: STEPS / np.median([row["steps_per_second"] for row in rows]) for k, rows in there.items()}
-        each = [f"{seconds[name]:.0f}" if name in seconds else "–" for name in names]
-        lines.append(f"| {env} | {' | '.join(each)} |")
-    if (beside := folder / BESIDE).exists():
-        lines += ["", *side_by_side(json.loads(beside.read_text()))]
-    lines += ["", "Steps and seconds until the mean over seeds is half of the way from chance to the best"]
-    lines += ["published PPO; `at the start` where the first episodes that ended are there already.", ""]
-    lines += [f"| task | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines += ["seconds that so many take by the table above; `at the start` where the first episodes that ended are"]
+    lines += ["there already.", "", f"| task | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for env in TASKS:
         goal = results.chance[env] + HALF * (BEST[env] - results.chance[env])
-        lines.append(f"| {env} | {' | '.join(reached(results.of(name, env), goal) for name in names)} |")
+        there = [reached(results.of(name, env), goal, clock.at(name, env)) for name in names]
+        lines.append(f"| {env} | {' | '.join(there)} |")
     return [*lines, ""]
 
 
-def reached(rows: list[Row], goal: float) -> str:
-    """When the mean over seeds first gets there."""
+def reached(rows: list[Row], goal: float, seconds: float | None) -> str:
+    """When the mean over seeds first gets there, where a step takes so many seconds."""
     if not rows:
         return "–"
     curves = [np.array(row["curve"]) for row in rows]
     steps = np.linspace(max(c[0, 0] for c in curves), min(c[-1, 0] for c in curves), 500)
-    returns, seconds = (np.mean([np.interp(steps, c[:, 0], c[:, i]) for c in curves], 0) for i in (2, 1))
+    returns = np.mean([np.interp(steps, c[:, 0], c[:, 2]) for c in curves], 0)
     there = np.flatnonzero(returns >= goal)
     if not len(there):
         return "never"
-    return f"{steps[there[0]] / 1000:.0f}k, {seconds[there[0]]:.0f} s" if there[0] else "at the start"
+    first = steps[there[0]]
+    return (
+        "at the start" if not there[0] else f"{first / 1000:.0f}k" + (f", {first * seconds:.0f} s" if seconds else "")
+    )
 
 
 def side_by_side(told: dict[str, Any]) -> list[str]:
@@ -90,7 +98,7 @@ def why(env: str) -> str:
     ppo, trpo = (SETTINGS[name].config(env) for name in (AGAINST, "trpo"))
     p, t = ppo.algorithm, trpo.algorithm
     return (
-        "TRPO is said to take some ten times as long as PPO; what it takes here is above. In a collection of "
+        "An update of TRPO is often taken to cost some ten of PPO's; what it costs here is above. In a collection of "
         f"{trpo.rollout:,} rows its policy takes one step, found by {t.cg_iterations} iterations of conjugate gradient "
         f"whose Fisher-vector products are taken on {100 * t.fisher_fraction:.0f} % of the rows, and its value "
         f"function {t.epochs * t.minibatches} gradient steps of {trpo.rollout // t.minibatches} rows "

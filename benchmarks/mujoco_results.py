@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from mujoco_plan import SETTINGS
 from scores import normalised
 
 Row = dict[str, Any]
@@ -20,7 +21,7 @@ class Results:
     def __init__(self, path: Path) -> None:
         told = json.loads(path.read_text())
         self.chance = {env: score["mean"] for env, score in told["random"].items()}
-        self.rows: list[Row] = told["runs"]
+        self.rows: list[Row] = [row for row in told["runs"] if row["seed"] >= SETTINGS[row["setting"]].first]
 
     def of(self, setting: str, env: str) -> list[Row]:
         return [row for row in self.rows if (row["setting"], row["env"]) == (setting, env)]

@@ -1,6 +1,6 @@
 """What do the algorithms of benchmarks/mujoco.py cost? Seconds of their steps, taken in turns.
 
-    python benchmarks/mujoco_seconds.py [--tasks HalfCheetah-v5 …] [--rounds 20] [--steps 4096] [--results DIR]
+    python benchmarks/mujoco_seconds.py [--tasks HalfCheetah-v5 …] [--rounds 8] [--steps 4096] [--results DIR]
 
 In every round each algorithm takes so many steps, the first of them another one each time; so a round's seconds of two
 algorithms are a pair, and what else the machine does meets all. mujoco-seconds.json is written, which
@@ -22,15 +22,14 @@ from mujoco_cost import AGAINST, BESIDE
 from mujoco_plan import SETTINGS, STEPS, TASKS, Setting
 from turns import Runner, runner
 
-NAMES = (AGAINST, "penalty", "trpo", "natural", "a2c")
-LONG = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5")
+NAMES = (AGAINST, "tuned", "penalty", "trpo", "natural", "a2c")
 AS_THERE: dict[str, Any] = dict(threads=1, backend="sync", compile="on")  # as mujoco.py trains
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=LONG, metavar="TASK")
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, metavar="TASK")
+    parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--steps", type=int, default=4096, help="of an algorithm's turn")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()

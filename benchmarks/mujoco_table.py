@@ -8,10 +8,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from mujoco_cost import cost
+from mujoco_cost import Clock, cost
 from mujoco_pictures import draw
 from mujoco_plan import FASTEST, SETTINGS, STEPS, TASKS, Setting
-from mujoco_published import ABLATION, BEST, LABELS
+from mujoco_published import ABLATION, BEST, BEST_COLUMN, LABELS
 from mujoco_results import Results, ablation_scores, number, told
 from mujoco_verdicts import published
 from scores import COVERAGE, FEWEST, Scores, Statistic, even, interval, iqm, mean, normalised
@@ -32,14 +32,14 @@ def write_table(path: Path) -> None:
     """mujoco.md and the pictures, beside the results."""
     if not path.exists() or not (results := Results(path)).rows:
         return
-    pictures = draw(results, path.parent)
-    path.with_suffix(".md").write_text(page(results, path.parent, pictures))
+    clock = Clock(path.parent)
+    path.with_suffix(".md").write_text(page(results, clock, draw(results, clock, path.parent)))
 
 
-def page(results: Results, folder: Path, pictures: list[tuple[str, str]]) -> str:
-    """mujoco.md, with the seconds of mujoco_seconds.py where the folder has them."""
+def page(results: Results, clock: Clock, pictures: list[tuple[str, str]]) -> str:
+    """mujoco.md, with the seconds of mujoco_seconds.py where there are some."""
     lines = ["# MuJoCo: PPO and its family against what was published", "", *about(results)]
-    lines += [*ablation(results), *family(results), *published(results, MAIN), *cost(results, MAIN, folder)]
+    lines += [*ablation(results), *family(results), *published(results, MAIN), *cost(results, MAIN, clock)]
     lines += ["## Pictures", "", *(f"![{name}]({file})\n" for name, file in pictures), *where(results)]
     return "\n".join(lines).rstrip() + "\n"
 
@@ -52,10 +52,10 @@ def about(results: Results) -> list[str]:
     pilot = f" Fewer than {PILOT} seeds are a pilot, which {which} of these are." if min(seeds) < PILOT else ""
     return [
         f"{len(results.rows)} runs of {STEPS:,} steps ({steps} were taken: whole collections alone), v5 tasks, {few} "
-        f"seeds (0, 1, 2, …) a number.{pilot}",
+        f"seeds (0, 1, 2, …; of `tuned` 1, 2, …) a number.{pilot}",
         "",
         "A score is the mean return of a run's last 100 training episodes, actions drawn (the PPO paper's measure). "
-        "The commands:",
+        "Chance is what evenly drawn actions score (mujoco_random.py). The commands:",
         "",
         "    python benchmarks/mujoco.py            # trains what is missing, resumes what was stopped",
         "    python benchmarks/mujoco.py --table    # this page and its pictures",
@@ -85,7 +85,7 @@ def columns(results: Results) -> list[str]:
             notes.append(
                 f"{told_apart} So what is said of `{setting.name}` on all tasks together is not of one setting."
             )
-    old = Counter(row["setting"] for row in results.rows if row["key"] != SETTINGS[row["setting"]].key(row["env"]))
+    old = Counter(row["setting"] for row in results.rows if not SETTINGS[row["setting"]].trained(row))
     if old:
         named = ", ".join(f"`{name}` ({count} runs)" for name, count in old.items())
         notes.append(f"Trained with numbers that have changed since, and yet to be trained anew: {named}.")
@@ -114,9 +114,10 @@ def ablation(results: Results) -> list[str]:
         "## 1. The surrogate",
         "",
         "Average normalised score as in section 6.1 of the paper: in each task chance is 0 and the best run of the "
-        "compared settings 1; the mean of the tasks' means over seeds, with its interval. The paper's "
-        "are over all seven tasks in their first versions, and relative to the best of its own runs: orders compare, "
-        "levels hardly.",
+        "compared settings 1; the mean of the tasks' means over seeds, with its interval. On three tasks those of all "
+        "rows are compared, on all seven those of the rows that have them, so each column has a scale of its own. The "
+        "paper's are over all seven tasks in their first versions, and relative to the best of its own runs: orders "
+        "compare, levels hardly. All seven are run with what the paper found best of each kind.",
         "",
         f"| surrogate | {short} | runs | all seven tasks | runs | the paper, all seven |",
         "|---|---|---|---|---|---|",
@@ -155,7 +156,7 @@ def family(results: Results) -> list[str]:
     if complete:
         lines += [
             "",
-            "All tasks together, where chance is 0 and the best published PPO 1 (Agarwal et al. 2021): the mean of the "
+            f"All tasks together, where chance is 0 and {BEST_COLUMN} 1 (Agarwal et al. 2021): the mean of the "
             "tasks' means, of all runs, and the interquartile mean, of the first seeds of every task, as many as all "
             "tasks have. This scale sets scores of drawn actions, over the last 100 training episodes, against "
             "Tianshou's evaluations of most likely actions: it tells settings apart, and is no share of Tianshou's.",

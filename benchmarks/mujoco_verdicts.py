@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from mujoco_plan import SETTINGS, TASKS
-from mujoco_published import BEST, PUBLISHED, Column
+from mujoco_published import BEST, BEST_COLUMN, PUBLISHED, Column
 from mujoco_results import Results, Row, best_evaluation, last_evaluation, number, told
 from scores import FEWEST
 
@@ -22,8 +22,8 @@ def published(results: Results, names: tuple[str, ...]) -> list[str]:
         "over seeds, and `best` the largest of the 10 means over seeds. Tianshou's numbers are of the second kind, "
         "over 10 seeds. The largest of several noisy means lies above the truth, and the more so the fewer seeds "
         "they are of: `best` over few seeds flatters more than Tianshou's over ten. Hence both, and `last` first. "
-        "The bar of a PPO is the best published PPO at 1M steps (Swimmer's needs a discount of 0.9999, which "
-        "`tuned-swimmer` has); that of another algorithm is Tianshou's number.",
+        f"The bar of a PPO is {BEST_COLUMN}; that of another algorithm is Tianshou's number. Seed 0 is not among those "
+        "of `tuned`, whose numbers were chosen by it (proximo/presets/mujoco.py).",
         "",
     ]
     for algo, others in PUBLISHED.items():
@@ -47,7 +47,7 @@ def headline(name: str, there: dict[str, list[Row]]) -> list[str]:
         parts.append(f"{when} on {len(found) - len(behind)} of {len(found)} tasks{few}")
     seeds = min(map(len, there.values()))
     pilot = f" That is a pilot's verdict: some task has fewer than {FEWEST} seeds." if seeds < FEWEST else ""
-    return [f"`{name}` reaches the best published PPO {parts[0]}, and {parts[1]}.{pilot}", ""]
+    return [f"`{name}` reaches the best published column {parts[0]}, and {parts[1]}.{pilot}", ""]
 
 
 def against(name: str, there: dict[str, list[Row]], bars: Column, others: dict[str, Column]) -> list[str]:

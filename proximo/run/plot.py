@@ -162,8 +162,11 @@ def curve_of(folder: Path, name: str) -> Curve:
 
 
 def band(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Steps common to all, and the smallest, mean and largest return there (straight lines between points)."""
+    """Steps common to all, and the smallest, mean and largest return there (straight lines between points).
+
+    Curves that have no steps in common have no band: there are none.
+    """
     first, last = max(c[0][0] for c in curves), min(c[0][-1] for c in curves)
-    steps = np.linspace(first, last, 400) if len(curves) > 1 and last > first else curves[0][0]
+    steps = curves[0][0] if len(curves) == 1 else np.linspace(first, last, 400 if last >= first else 0)
     values = np.stack([np.interp(steps, *curve) for curve in curves])
     return steps, values.min(0), values.mean(0), values.max(0)
