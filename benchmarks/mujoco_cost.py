@@ -38,12 +38,9 @@ def cost(results: Results, main: tuple[str, ...], clock: Clock) -> list[str]:
     """Table 3: steps and seconds."""
     names = [name for name in main if any(results.of(name, env) for env in TASKS)]
     lines = ["## 3. Steps and seconds", "", *(side_by_side(clock.told) if clock.seconds else [])]
-    lines += [
-        "",
-        "Steps until the mean over seeds is half of the way from chance to the best published column, and the",
-    ]
-    lines += ["seconds that so many take by the table above; `at the start` where the first episodes that ended are"]
-    lines += ["there already.", "", f"| task | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
+    lines += ["", "Steps until the mean over seeds is half of the way from chance to the best published column, and"]
+    lines += ["the seconds that so many take by the table above; `at the start` where the first episodes that ended"]
+    lines += ["are there already.", "", f"| task | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for env in TASKS:
         goal = results.chance[env] + HALF * (BEST[env] - results.chance[env])
         there = [reached(results.of(name, env), goal, clock.at(name, env)) for name in names]
@@ -61,10 +58,10 @@ def reached(rows: list[Row], goal: float, seconds: float | None) -> str:
     there = np.flatnonzero(returns >= goal)
     if not len(there):
         return "never"
+    if not there[0]:
+        return "at the start"
     first = steps[there[0]]
-    return (
-        "at the start" if not there[0] else f"{first / 1000:.0f}k" + (f", {first * seconds:.0f} s" if seconds else "")
-    )
+    return f"{first / 1000:.0f}k" + (f", {first * seconds:.0f} s" if seconds else "")
 
 
 def side_by_side(told: dict[str, Any]) -> list[str]:

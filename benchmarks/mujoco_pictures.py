@@ -31,8 +31,10 @@ def draw(results: Results, clock: Clock, folder: Path) -> list[tuple[str, str]]:
 
 
 def curves(results: Results, clock: Clock | None = None) -> Figure:
-    """A panel for each task: the mean over seeds, and a band from the smallest to the largest; against steps, or against
-    the seconds that so many take side by side (a setting that was not measured is left out)."""
+    """A panel for each task: the mean over seeds, and a band from the smallest to the largest.
+
+    Against steps, or against the seconds that so many take side by side; what was not measured so is left out.
+    """
     figure = Figure(figsize=(15, 7), dpi=110, layout="constrained")
     panels = figure.subplots(2, 4).ravel()
     for axes, env in zip(panels, TASKS, strict=False):
