@@ -173,16 +173,19 @@ def test_beta_is_finite_where_it_is_extreme(dtype: torch.dtype) -> None:
     assert Beta(torch.ones(3, 1), torch.ones(3, 1)).entropy().tolist() == [0, 0, 0]
 
 
-def test_beta_in_single_precision_is_that_of_double() -> None:
+@pytest.mark.parametrize("sure", [0.0, 100.0, 1000.0, 5000.0])
+def test_beta_in_single_precision_is_that_of_double(sure: float) -> None:
+    """However sure the policy is, whose ratios and KL are small differences of large gammas."""
     torch.manual_seed(0)
     head: Any = head_for(BOX, "beta")
-    outputs, other = 3 * torch.randn(2, 500, 4)
+    outputs, other = sure * (1 + 0.01 * torch.rand(2, 500, 4)) + 3 * torch.randn(2, 500, 4)
     action = head(outputs).sample(head.noise(500, device=CPU))
     ours = [head(outputs).logp(action), head(outputs).entropy(), head(outputs).kl(head(other))]
     outputs, other, action = outputs.double(), other.double(), action.double()
     wanted = [head(outputs).logp(action), head(outputs).entropy(), head(outputs).kl(head(other))]
     for single, double in zip(ours, wanted, strict=True):
-        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=2e-5)
+        torch.testing.assert_close(single.double(), double, rtol=1e-5, atol=3e-5)
+        assert single.dtype == torch.float32
 
 
 # Units, deviations.

@@ -44,7 +44,7 @@ class AdaptiveClipConfig(Proximal):
 
 
 class AdaptiveClip:
-    """PPO, its ε a coefficient that shrinks where updates go too far and grows where they do not go far enough."""
+    """PPO, −min(r A, clip(r, 1 − ε, 1 + ε) A), ε divided by 1.5 above a KL of 2 d_targ, times 1.5 below d_targ / 2."""
 
     Config = AdaptiveClipConfig
 

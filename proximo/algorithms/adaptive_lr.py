@@ -46,7 +46,7 @@ class AdaptiveLRConfig(Losses, Epochs, Moments, GAE):
 
 
 class AdaptiveLR:
-    """PPO, its learning rate set anew after each pass by the KL between the policy that collected and that of now."""
+    """PPO, −min(r A, clip(r, 1 − ε, 1 + ε) A), its learning rate set anew after each pass by KL(π_old ‖ π)."""
 
     Config = AdaptiveLRConfig
 
@@ -68,10 +68,8 @@ class AdaptiveLR:
             self.optimizer.lr = steered(self.optimizer.lr, reached, c.target_kl, 2, 1 / 1.5, c.lr_min, c.lr_max)
             return False
 
-        report = sgd(
-            self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize,
-            follow,
-        )  # fmt: skip
+        passes = c.epochs, c.minibatches, c.max_grad_norm
+        report = sgd(self.policy, self.optimizer, self.objective, batch, *passes, standardize, follow)
         drift = {"kl_after": reached, "lr": self.optimizer.lr}
         return {**report, **drift, "explained_variance": explained_variance(batch)}
 

@@ -36,7 +36,7 @@ class DualClipConfig(Proximal):
 
 
 class DualClip:
-    """PPO, whose loss for a bad action that became far more likely stays within c |A|."""
+    """PPO with −max(min(r A, clip(r, 1 − ε, 1 + ε) A), c A) where A < 0: a bad action's loss stays within c |A|."""
 
     Config = DualClipConfig
 

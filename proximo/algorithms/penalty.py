@@ -58,9 +58,8 @@ class Penalty:
         lr = self.optimizer.lr = c.lr_at(progress)
         batch = self.beta.on(gae(self.reward_scale(batch), c.gamma, c.lam))
         before = {name: tensor.clone() for name, tensor in self.optimizer.state.items()}
-        report = sgd(
-            self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
-        )
+        passes = c.epochs, c.minibatches, c.max_grad_norm
+        report = sgd(self.policy, self.optimizer, self.objective, batch, *passes, standardize)
         beta, reached = self.beta.value, kl(self.policy, batch).item()
         self.beta.value = steered(beta, reached, c.target_kl, band=1.5, factor=2, least=LEAST, most=MOST)
         drift = {"beta": beta, "kl_after": self.backtracked(batch, before, reached)}

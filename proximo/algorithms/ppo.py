@@ -42,7 +42,7 @@ class PPOConfig(Proximal):
 
 
 class PPO:
-    """Collect, estimate advantages, then several epochs of minibatches on the clipped surrogate."""
+    """Collect, estimate advantages, then epochs of minibatches on −min(r A, clip(r, 1 − ε, 1 + ε) A), r = π / π_old."""
 
     Config = PPOConfig
 
@@ -65,13 +65,11 @@ class PPO:
         reached: list[float] = []
 
         def far() -> bool:
-            if c.target_kl is None:
-                return False
             reached.append(kl(self.policy, batch).item())
-            return reached[-1] > c.target_kl
+            return reached[-1] > (c.target_kl or 0)
 
-        passes = c.epochs, c.minibatches, c.max_grad_norm
-        report = sgd(self.policy, self.optimizer, self.objective, batch, *passes, standardize, far)
+        passes = c.epochs, c.minibatches, c.max_grad_norm, standardize, far if c.target_kl else None
+        report = sgd(self.policy, self.optimizer, self.objective, batch, *passes)
         stopped = {"kl_after": reached[-1], "passes": float(len(reached))} if reached else {}
         return {**report, **stopped, "explained_variance": explained_variance(batch), "lr": lr}
 

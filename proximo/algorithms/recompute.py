@@ -32,7 +32,7 @@ class RecomputeConfig(Proximal):
 
 
 class RecomputePPO:
-    """As PPO, but in every pass the critic's latest values make the advantages and the returns it learns."""
+    """As PPO, −min(r A, clip(r, 1 − ε, 1 + ε) A), but in every pass A and R are GAE's of the critic's latest values."""
 
     Config = RecomputeConfig
 

@@ -23,7 +23,7 @@ class UnconstrainedConfig(Proximal):
 
 
 class Unconstrained:
-    """PPO's control: nothing holds the ratio but the number of gradient steps."""
+    """PPO's control, −r A alone, r = π(a|s) / π_old(a|s): nothing holds r but the number of gradient steps."""
 
     Config = UnconstrainedConfig
 

@@ -31,7 +31,7 @@ def sgd(
     minibatches: int,
     max_grad_norm: float,
     prepare: Prepare = lambda minibatch: minibatch,
-    enough: Callable[[], bool] = lambda: False,
+    enough: Callable[[], bool] | None = None,
     micro: int | None = None,
 ) -> Diagnostics:
     """`epochs` passes over the rows of `batch`, each in `minibatches` equal parts drawn without replacement.
@@ -59,7 +59,7 @@ def sgd(
         passes = []
         for order in orders:
             passes.append(take(order.view(minibatches, -1)))
-            if enough():
+            if enough and enough():
                 break
         reports = torch.cat(passes)
         if not (reports[:, WITNESSES].sum() + optimizer.total(optimizer.state["vector"])).isfinite():

@@ -62,8 +62,7 @@ class Referred(Online):
 
     def rewarded(self, batch: Batch, beta: float | None = None) -> Batch:
         """The batch, the KL in its rewards if it belongs there."""
-        counts = self.beta and self.kl_in == "reward"
-        return penalised(batch, self.beta if beta is None else beta) if counts else batch
+        return penalised(batch, self.beta if beta is None else beta) if self.beta and self.kl_in == "reward" else batch
 
     def near_reference(self, objective: Term, reduce: Reducer = action_mean, beta: Number | None = None) -> Term:
         """The objective, with the KL as a term if it belongs there."""

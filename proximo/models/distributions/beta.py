@@ -18,7 +18,8 @@ PROPOSALS = 6  # for a gamma variate; each is accepted with a probability of 0.9
 class Beta(NamedTuple):
     """Independent beta coordinates (Chou et al. 2017). `alpha`, `beta` [..., k] are at least 1: one peak each.
 
-    Actions are logits y [..., k]; densities are those of x = sigmoid y, over (0, 1)ᵏ.
+    Actions are logits y [..., k]; densities are those of x = sigmoid y, over (0, 1)ᵏ. They are computed in float64: where
+    α and β are large, what is left of differences of gammas would be the third digit of a float32.
     """
 
     alpha: Tensor
@@ -36,23 +37,25 @@ class Beta(NamedTuple):
         return a - b
 
     def logp(self, action: Tensor) -> Tensor:
-        yes, no = logsigmoid(action), logsigmoid(-action)
-        return ((self.alpha - 1) * yes + (self.beta - 1) * no - self.log_norm()).sum(-1)
+        a, b, y = self.alpha.double(), self.beta.double(), action.double()
+        each = (a - 1) * logsigmoid(y) + (b - 1) * logsigmoid(-y) - log_norm(a, b)
+        return each.sum(-1).to(self.alpha.dtype)
 
     def entropy(self) -> Tensor:
-        a, b, both = self.alpha, self.beta, self.alpha + self.beta
-        each = (a - 1) * a.digamma() + (b - 1) * b.digamma() - (both - 2) * both.digamma()
-        return (self.log_norm() - each).sum(-1)
+        a, b = self.alpha.double(), self.beta.double()
+        each = (a - 1) * a.digamma() + (b - 1) * b.digamma() - (a + b - 2) * (a + b).digamma()
+        return (log_norm(a, b) - each).sum(-1).to(self.alpha.dtype)
 
     def kl(self, other: Beta) -> Tensor:
-        a, b, both = self.alpha, self.beta, self.alpha + self.beta
-        more_a, more_b = a - other.alpha, b - other.beta
-        each = more_a * a.digamma() + more_b * b.digamma() - (more_a + more_b) * both.digamma()
-        return (other.log_norm() - self.log_norm() + each).sum(-1)
+        a, b, other_a, other_b = (x.double() for x in (*self, *other))
+        more_a, more_b = a - other_a, b - other_b
+        each = more_a * a.digamma() + more_b * b.digamma() - (more_a + more_b) * (a + b).digamma()
+        return (log_norm(other_a, other_b) - log_norm(a, b) + each).sum(-1).to(self.alpha.dtype)
 
-    def log_norm(self) -> Tensor:
-        """log B(α, β) of each coordinate, [..., k]."""
-        return self.alpha.lgamma() + self.beta.lgamma() - (self.alpha + self.beta).lgamma()
+
+def log_norm(alpha: Tensor, beta: Tensor) -> Tensor:
+    """log B(α, β) of each coordinate, [..., k]."""
+    return alpha.lgamma() + beta.lgamma() - (alpha + beta).lgamma()
 
 
 def log_gamma(alpha: Tensor, noise: Tensor) -> Tensor:
