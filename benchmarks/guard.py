@@ -17,6 +17,7 @@ import os
 import sys
 import time
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,13 +39,36 @@ PARTS = 1000  # resamples of the pairs
 LIMIT = 0.03  # of a cycle
 
 
+@dataclass(frozen=True)
+class Case:
+    """What is trained, a bound held over it."""
+
+    env: str
+    algo: str
+    preset: str = "auto"
+    settings: dict[str, Any] = field(default_factory=dict)
+
+
+def of_work(work: Work) -> Case:
+    """PPO on one of the works of benchmarks/speed.py."""
+    settings = dict(envs=work.envs, horizon=work.horizon, epochs=work.epochs, minibatches=work.minibatches, lr=work.lr)
+    settings |= dict(hidden=work.hidden, normalize_observation=work.normalize, normalize_reward=work.normalize)
+    return Case(work.env, "ppo", "continuous" if work.normalize else "discrete", settings | dict(anneal_lr=False))
+
+
+CASES = (
+    of_work(CARTPOLE), of_work(CHEETAH), Case(CHEETAH.env, "trpo"), Case(CARTPOLE.env, "reinforce"),
+    Case(CHEETAH.env, "a2c"),
+)  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=30.0, help="of pairs, for each work and bound")
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     command = f"python benchmarks/guard.py --seconds {args.seconds:g}"
-    rows = [measured(work, args.seconds, near_it) for work in (CARTPOLE, CHEETAH) for near_it in (False, True)]
+    rows = [measured(case, args.seconds, near_it) for case in CASES for near_it in (False, True)]
     told = {"command": command, "commit": commit(), "machine": machine(), "versions": versions(), "works": rows}
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "guard.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -55,16 +79,17 @@ def main() -> None:
 
 def too_dear(rows: list[dict[str, Any]]) -> str | None:
     """Which works cost more than is asked, far from the bound; None if none does."""
-    dear = [f"{row['env']} {row['cost']:.2%}" for row in rows if row["bound"] == "far" and row["cost_low"] > LIMIT]
-    return f"far from its bound the guard costs more than {LIMIT:.0%}: {', '.join(dear)}" if dear else None
+    dear = [row for row in rows if row["bound"] == "far" and row["cost_low"] > LIMIT]
+    named = ", ".join(f"{row['algo']} on {row['env']} {row['cost']:.2%}" for row in dear)
+    return f"far from its bound the guard costs more than {LIMIT:.0%}: {named}" if dear else None
 
 
-def measured(work: Work, seconds: float, near_it: bool) -> dict[str, Any]:
-    """One work: seconds of a cycle without and with the guard, pair by pair, far from the bound or near it."""
+def measured(case: Case, seconds: float, near_it: bool) -> dict[str, Any]:
+    """One case: seconds of a cycle without and with the guard, pair by pair, far from the bound or near it."""
     load, pairs, alone, exact, kls = os.getloadavg()[0], list[tuple[float, float]](), *(list[float]() for _ in "123")
     with ExitStack() as stack:
-        plain, guarded = (stack.enter_context(runner(*asked_of(work, bound))) for bound in (None, FAR))
-        scout = stack.enter_context(runner(*asked_of(work, FAR))) if near_it else None
+        plain, guarded = (stack.enter_context(runner(*asked_of(case, bound))) for bound in (None, FAR))
+        scout = stack.enter_context(runner(*asked_of(case, FAR))) if near_it else None
         ledger = ledger_of(guarded)
         ledger.settle = clocked(ledger.settle, alone)  # type: ignore[method-assign]
         ledger.exact = clocked(ledger.exact, exact)
@@ -82,10 +107,10 @@ def measured(work: Work, seconds: float, near_it: bool) -> dict[str, Any]:
         same = all(map(torch.equal, plain.run.policy.parameters(), guarded.run.policy.parameters()))
         assert same, "the guard changed an update that it should have left alone"
     return {
-        "work": work.name,
-        "env": work.env,
-        "lanes": work.envs,
-        "horizon": work.horizon,
+        "env": case.env,
+        "algo": case.algo,
+        "lanes": plain.run.config.run.envs,
+        "horizon": plain.run.config.algorithm.horizon,
         "bound": "near" if near_it else "far",
         "near": len(exact) / count,
         "fixed": fixed(np.array(kls)) if near_it else None,
@@ -120,12 +145,10 @@ def fixed(kls: np.ndarray) -> dict[str, float]:
     }
 
 
-def asked_of(work: Work, bound: float | None) -> tuple[str, str, str, dict[str, Any]]:
-    """What `turns.runner` takes to make a run of a work."""
-    settings = dict(envs=work.envs, horizon=work.horizon, epochs=work.epochs, minibatches=work.minibatches, lr=work.lr)
-    more = dict(compile=COMPILE, steps=10**9, checkpoint_every=10**9, hidden=work.hidden, max_kl=bound, anneal_lr=False)
-    more |= dict(normalize_observation=work.normalize, normalize_reward=work.normalize)
-    return work.env, "ppo", "continuous" if work.normalize else "discrete", settings | more
+def asked_of(case: Case, bound: float | None) -> tuple[str, str, str, dict[str, Any]]:
+    """What `turns.runner` takes to make a run of a case."""
+    more = dict(compile=COMPILE, steps=10**9, checkpoint_every=10**9, max_kl=bound)
+    return case.env, case.algo, case.preset, case.settings | more
 
 
 def scouted(scout: Runner) -> float:
@@ -170,6 +193,7 @@ def table(told: dict[str, Any]) -> str:
     """guard.md."""
     named = ", ".join(f"{name} {number}" for name, number in told["versions"].items())
     limit, above = f"{100 * LIMIT:g} %", f"{100 * ABOVE:g} %"
+    load = ", ".join(f"{row['load_before']:.1f}" for row in told["works"])
     lines = [
         "# The guard where nothing is violated",
         "",
@@ -184,24 +208,26 @@ def table(told: dict[str, Any]) -> str:
         "",
         f"    {told['command']}",
         "",
-        f"Commit {told['commit']}. Machine: {told['machine']}. {named}.",
+        f"Commit {told['commit']}. Machine: {told['machine']}; its load before each row {load}. {named}.",
         "",
-        "| task | lanes × steps | bound | near | cycle ms | ledger ms | cost | limit | of sums | pairs | load before |",
+        "| task | algorithm | lanes × steps | bound | near | cycle ms | ledger ms | cost | limit | of sums | pairs |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in told["works"]:
-        cells = [row["env"], f"{row['lanes']} × {row['horizon']}", row["bound"], f"{row['near']:.0%}"]
+        cells = [row["env"], row["algo"], f"{row['lanes']} × {row['horizon']}", row["bound"], f"{row['near']:.0%}"]
         cells += [f"{row['cycle_ms']:.2f}", f"{row['settle_ms']:.3f}"]
         cells += [f"{row['cost']:.2%} [{row['cost_low']:.2%}, {row['cost_high']:.2%}]", verdict(row)]
-        cells += [f"{row['cost_of_sums']:.2%}", str(row["pairs"]), f"{row['load_before']:.1f}"]
+        cells += [f"{row['cost_of_sums']:.2%}", str(row["pairs"])]
         lines.append(f"| {' | '.join(cells)} |")
     for row in told["works"]:
         if (one := row["fixed"]) is not None:
             lines += [
                 "",
-                f"{row['env']}: one bound for all updates, {above} above their median KL ({one['bound']:.2g} nats),",
+                f"{row['algo']} on {row['env']}: one bound for all updates, {above} above their median KL,",
             ]
-            lines += [f"would be near in {one['near']:.0%} of them, and cut {one['over']:.0%}."]
+            lines += [
+                f"{one['bound']:.2g} nats, would be near in {one['near']:.0%} of them, and cut {one['over']:.0%}."
+            ]
     return "\n".join(lines) + "\n"
 
 

@@ -16,7 +16,8 @@ sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))  # last: mujoco.p
 import guard
 from works import CARTPOLE
 
-SMALL = replace(CARTPOLE, envs=2, horizon=32, epochs=2, minibatch=32)
+SMALL = guard.of_work(replace(CARTPOLE, envs=2, horizon=32, epochs=2, minibatch=32))
+A2C = guard.Case("CartPole-v1", "a2c")
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +25,13 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "COMPILE", "off")
 
 
+@pytest.mark.parametrize("case", [SMALL, A2C], ids=lambda case: case.algo)
 @pytest.mark.parametrize(("near_it", "share"), [(False, 0.0), (True, 1.0)])
-def test_near_the_bound_every_update_is_measured_in_float64_and_none_is_cut(near_it: bool, share: float) -> None:
+def test_near_the_bound_every_update_is_measured_in_float64_and_none_is_cut(
+    near_it: bool, share: float, case: guard.Case
+) -> None:
     """That none is cut `measured` asserts itself, by comparing weights with a run that has no bound."""
-    row = guard.measured(SMALL, 0.0, near_it)
+    row = guard.measured(case, 0.0, near_it)
     assert row["near"] == share
     assert row["pairs"] == guard.WARM
     assert row["bound"] == ("near" if near_it else "far")
@@ -42,8 +46,8 @@ def test_what_one_bound_for_all_updates_meets_by_hand() -> None:
 
 def row(env: str, bound: str, low: float, high: float) -> dict[str, Any]:
     cost = dict(cost=(low + high) / 2, cost_low=low, cost_high=high, cost_of_sums=low, pairs=9, cycle_ms=1.0)
-    told = dict(env=env, bound=bound, lanes=1, horizon=2, near=0.0, fixed=None, settle_ms=0.1, load_before=0.0)
-    return told | cost
+    told = dict(env=env, algo="ppo", lanes=1, horizon=2, near=0.0, fixed=None, settle_ms=0.1, load_before=0.0)
+    return told | cost | dict(bound=bound)
 
 
 def test_what_is_above_the_limit_is_marked_and_far_from_the_bound_it_fails(
@@ -52,6 +56,7 @@ def test_what_is_above_the_limit_is_marked_and_far_from_the_bound_it_fails(
     rows = [row("A", "far", 0.01, 0.02), row("A", "near", 0.05, 0.06), row("B", "far", 0.02, 0.04)]
     assert [guard.verdict(each) for each in rows] == ["within", "**above**", "not told apart"]
     assert guard.too_dear(rows) is None
+    monkeypatch.setattr(guard, "CASES", guard.CASES[:2])
     found = iter([*rows, row("B", "near", 0.02, 0.04), *rows[:2], row("B", "far", 0.031, 0.04), rows[1]])
     monkeypatch.setattr(guard, "measured", lambda *_: next(found))
     monkeypatch.setattr(sys, "argv", ["guard.py", "--results", str(tmp_path)])
@@ -60,6 +65,8 @@ def test_what_is_above_the_limit_is_marked_and_far_from_the_bound_it_fails(
     assert not ended.value.code
     with pytest.raises(SystemExit) as ended:
         guard.main()
-    assert ended.value.code == "far from its bound the guard costs more than 3%: B 3.55%"  # and so the status is 1
-    assert "| A | 1 × 2 | near | 0% | 1.00 | 0.100 | 5.50% [5.00%, 6.00%] | **above** |" in capsys.readouterr().out
+    told = "far from its bound the guard costs more than 3%: ppo on B 3.55%"
+    assert ended.value.code == told  # and so the status is 1
+    page = capsys.readouterr().out
+    assert "| A | ppo | 1 × 2 | near | 0% | 1.00 | 0.100 | 5.50% [5.00%, 6.00%] | **above** |" in page
     assert len(json.loads((tmp_path / "guard.json").read_text())["works"]) == 4

@@ -16,7 +16,7 @@ class Natural(Epochs, Moments, Descent, GAE):
     separate_trunks: ClassVar[bool] = True  # fitting the value would move what it shares with the policy, past any δ
 
     delta: float = 0.01
-    """δ: the mean KL of a step, nats."""
+    """δ: the mean KL of a step, nats, to second order; the damping makes it less."""
     cg_iterations: int = 10
     """Iterations of conjugate gradient, one Fisher-vector product each."""
     cg_damping: float = 0.1

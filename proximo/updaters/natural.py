@@ -3,7 +3,7 @@
     step = √(2δ / xᵀF x) x,   F x = −∇loss
 
 goes down the loss in the steepest direction where lengths are measured by the KL divergence of policies and not by
-parameters. To second order it moves the policy by a mean KL of δ.
+parameters. To second order, and without damping, it moves the policy by a mean KL of δ; with it by less.
 """
 
 from __future__ import annotations
@@ -89,12 +89,13 @@ def natural_step(
     fraction: float = 1.0,
     halvings: int | None = None,
 ) -> Diagnostics:
-    """One step of the policy down `objective`, to a mean KL of `delta` from where it is; the value function stays.
+    """One step of the policy down `objective`, a mean KL of `delta` at most (to second order); the value stays.
 
     `iterations` of conjugate gradient solve (F + damping) x = −∇loss, with F from this `fraction` of the rows, drawn
-    by torch's global generator. With `halvings`, the step is halved, so many times at most, until the exact KL over
-    all live rows is at most `delta` and the loss is less than it was; if it never is, the parameters stay, bit for
-    bit. With None the whole step is taken. Of the optimizer the vector of parameters is used, not its moments.
+    by torch's global generator; by F + damping `delta` is measured too. With `halvings`, the step is halved, so many
+    times at most, until the exact KL over all live rows is at most `delta` and the loss is less than it was; if it
+    never is, the parameters stay, bit for bit. With None the whole step is taken. Of the optimizer the vector of
+    parameters is used, not its moments.
 
     Returns loss, kl_old (exact) and what the Terms report after the step, grad_norm before it, and step_size, the
     share of the step that was taken. Raises NonFiniteError, with every parameter as it was, for NaN or infinity.

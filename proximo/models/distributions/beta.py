@@ -18,8 +18,8 @@ PROPOSALS = 6  # for a gamma variate; each is accepted with a probability of 0.9
 class Beta(NamedTuple):
     """Independent beta coordinates (Chou et al. 2017). `alpha`, `beta` [..., k] are at least 1: one peak each.
 
-    Actions are logits y [..., k]; densities are those of x = sigmoid y, over (0, 1)ᵏ. They are computed in float64: where
-    α and β are large, what is left of differences of gammas would be the third digit of a float32.
+    Actions are logits y [..., k]; densities are those of x = sigmoid y, over (0, 1)ᵏ. They are computed in float64:
+    where α and β are large, of differences of log-gammas a float32 has few digits left.
     """
 
     alpha: Tensor
