@@ -335,6 +335,19 @@ def test_the_task_stands_over_a_preset_for_any_other(env: str, task: str, taken:
     assert others == [one, one]
 
 
+@pytest.mark.parametrize("env", ["CartPole-v1", "HalfCheetah-v5", "MountainCar-v0", "Pong-v5", "of-my-own-v0"])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_has_a_preset_that_is_made_for_it(algo: str, env: str) -> None:
+    action = gym.spaces.Box(-1, 1) if env == "HalfCheetah-v5" else gym.spaces.Discrete(2)
+    assert algo in preset_for(env, action, algo).algos
+
+
+def test_fisher_raos_tau_on_mujoco_is_its_papers() -> None:
+    config, _ = session.preset_config("Walker2d-v5", "fisher_rao", "auto")
+    assert (config.algorithm.tau, config.algorithm.horizon, config.preset) == (3e-4, 2048, "fisher-rao-mujoco")
+    assert session.preset_config("Walker2d-v5", "ppo", "auto")[0].preset == "paper"
+
+
 def test_where_no_preset_names_the_task_that_for_any_other_stands_alone() -> None:
     config, [note] = session.preset_config("MountainCar-v0", "trpo", "auto")
     assert config.run.steps == PRESETS["trust-any"].settings["steps"]

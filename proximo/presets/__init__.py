@@ -10,14 +10,15 @@ from proximo.errors import unknown
 from proximo.presets.control import CONTROL
 from proximo.presets.mujoco import PAPERS
 from proximo.presets.preset import Preset
+from proximo.presets.score import SCORE
 from proximo.presets.screens import SCREENS
 from proximo.presets.trust import TRUST
 
-PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *SCREENS, *PAPERS, *TRUST)}
+PRESETS: dict[str, Preset] = {preset.name: preset for preset in (*CONTROL, *SCREENS, *PAPERS, *TRUST, *SCORE)}
 
 
 def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:
-    """The preset for this environment, rather one made for the algorithm; else that for its kind of action.
+    """The preset made for this algorithm and environment; else, of PPO and its like, that for its kind of action.
 
     Over one for any environment stands what another says of this task.
     """
@@ -25,7 +26,7 @@ def preset_for(env: str, action_space: gym.Space, algo: str) -> Preset:
     made_for_it = [preset for preset in fitting if algo in preset.algos]
     of_the_task = [preset for preset in fitting if "" not in preset.fits]
     kind = PRESETS["continuous" if isinstance(action_space, gym.spaces.Box) else "discrete"]
-    chosen = [*made_for_it, *of_the_task, kind][0]
+    chosen = [*made_for_it, kind][0]
     return replace(chosen, task=of_the_task[0]) if "" in chosen.fits and of_the_task else chosen
 
 

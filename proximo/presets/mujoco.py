@@ -70,8 +70,11 @@ A2C: dict[str, Any] = dict(
     entropy_coef=0.01, max_grad_norm=0.5, log_std_init=-0.5, normalize_observation=True, normalize_reward=True,
 )  # fmt: skip
 
+FISHER_RAO = "as paper, with τ of Lascu et al. 2025 for Walker2d: a density of many coordinates is small"
+
 PAPERS = (
     Preset("a2c-mujoco", "after Tianshou's mujoco_a2c.py, the step size falling to zero", MUJOCO, A2C, ("a2c",)),
+    Preset("fisher-rao-mujoco", FISHER_RAO, MUJOCO, PAPER | dict(tau=3e-4), ("fisher_rao",)),
     Preset("paper", "Schulman et al. 2017, table 3, and OpenAI Baselines' ppo1, which it was run with", MUJOCO, PAPER),
     Preset("tuned", "one setting for all of MuJoCo, after Tianshou's examples/mujoco", (), TUNED, RECOMPUTE),
     Preset("tuned-swimmer", NEEDS, (), SWIMMER, RECOMPUTE),
