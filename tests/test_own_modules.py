@@ -274,6 +274,13 @@ class Leaks(Core):
         return super().forward(inputs, state, torch.zeros_like(start))
 
 
+class LeaksIntoTheFirst(Core):
+    """Right but for a start in the first row, which is the only row there is when it acts."""
+
+    def forward(self, inputs: Tensor, state: Any, start: Tensor) -> tuple[Tensor, Any]:
+        return super().forward(inputs, state, torch.cat([torch.zeros_like(start[:1]), start[1:]]))
+
+
 class Foresees(Core):
     def forward(self, inputs: Tensor, state: Any, start: Tensor) -> tuple[Tensor, Any]:
         return super().forward(inputs.flip(0), state, start.flip(0))
@@ -298,6 +305,7 @@ class Empty(Core):
 CORES = {
     "lacks features, initial": lambda inputs: nn.Linear(inputs, 3),
     "for whole lanes than step by step": Leaks,
+    "in row 0 too": LeaksIntoTheFirst,
     "no row sees a later one": Foresees,
     "another state": Grows,
     r"gives Tensor: it must give \(outputs, state\)": Alone,

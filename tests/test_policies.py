@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 from torch import Tensor
 
 import proximo
@@ -28,7 +29,7 @@ from proximo.run.folder import read_rows
 from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
 from tests.test_suite import QUIET, SMALL
-from tests.toys import Cue, Cues, Everything, Masked, MaskedParts, Toy
+from tests.toys import Cue, Cues, Everything, Masked, MaskedParts, Recall, Toy
 
 MEMORIES: dict[str, dict[str, Any]] = {
     "lstm": dict(memory="lstm"),
@@ -471,10 +472,21 @@ def test_choices_alone_are_held_to_a_bound(tmp_path: Path) -> None:
     assert "were cut or undone" in " ".join(run.summary())
 
 
-def test_lanes_that_say_their_masks_in_info_are_refused(tmp_path: Path) -> None:
-    lanes = SyncVectorEnv([Masked] * 4)
-    with pytest.raises(ConfigError, match="pass a maker of single ones"):
+@pytest.mark.parametrize("kind", [SyncVectorEnv, AsyncVectorEnv])
+@pytest.mark.parametrize("place", ["info", "method"])
+def test_lanes_that_say_their_masks_apart_are_refused(place: str, kind: type, tmp_path: Path) -> None:
+    lanes = kind([partial(Masked, place)] * 4)
+    with closing(lanes), pytest.raises(ConfigError, match="pass a maker of single ones"):
         proximo.train(lanes, steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+
+
+def test_lanes_that_say_their_masks_by_a_method_of_their_own_are_refused(tmp_path: Path) -> None:
+    class Lanes(SyncVectorEnv):
+        def action_masks(self) -> Any:
+            return None
+
+    with pytest.raises(ConfigError, match=r"these lanes have action_masks\(\)"):
+        proximo.train(Lanes([Recall] * 4), steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
 
 
 @pytest.mark.parametrize("size", [1, 11])

@@ -137,21 +137,23 @@ def own_core(make: MakeCore, inputs: int) -> Any:
         raise ConfigError(f"your core's initial({ROWS}) must be a tuple of tensors [{ROWS}, ...]")
     rows = torch.arange(4 * ROWS * inputs, dtype=torch.float32, device="cpu").sin().view(4, ROWS, inputs)
     start = torch.zeros(4, ROWS, dtype=torch.bool, device="cpu")
-    start[2, 0] = True
+    start[2, 0] = start[0, 1] = True
     outputs, after = several("core", "(outputs, state)", tried("core", core, core, rows, first, start))
     must_be("core", "outputs", outputs, (4, ROWS, core.features))
     if [(x.shape, x.dtype) for x in leaves_of(after)] != [(x.shape, x.dtype) for x in leaves_of(first)]:
         raise ConfigError("your core gives another state than initial: the same tuple of tensors, of the same shapes")
-    singly, state = [], first
-    for row, begins in zip(rows, start, strict=True):
-        state = tree_where(begins, first, state)
-        output, state = attempted("core", core, row.unsqueeze(0), state, torch.zeros_like(start[:1]))
-        singly.append(output)
-    if not torch.allclose(outputs, torch.cat(singly), TOLERANCE, TOLERANCE):
-        raise ConfigError(
-            "your core gives other numbers for whole lanes than step by step: before row t, lanes where start[t] is "
-            "set fall back to the initial state, and no row sees a later one"
-        )
+    outputs, _ = attempted("core", core, rows, after, start)  # from a state that has seen something
+    for told in (start, torch.zeros_like(start)):  # step by step, as in acting; and with starts made by hand
+        singly, state = [], after
+        for row, begins, says in zip(rows, start, told, strict=True):
+            state = state if told is start else tree_where(begins, first, state)
+            output, state = attempted("core", core, row.unsqueeze(0), state, says.unsqueeze(0))
+            singly.append(output)
+        if not torch.allclose(outputs, torch.cat(singly), TOLERANCE, TOLERANCE):
+            raise ConfigError(
+                "your core gives other numbers for whole lanes than step by step: before row t, lanes where start[t] "
+                "is set fall back to the initial state, in row 0 too, and no row sees a later one"
+            )
     return core
 
 

@@ -24,7 +24,7 @@ from proximo.sources.contract import must_live_in_tensors
 from proximo.sources.envpool import envpool_lanes, envpool_serves, heeds_no_limit, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
 from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
-from proximo.sources.masks import allowed_action
+from proximo.sources.masks import METHOD, allowed_action
 from proximo.sources.tensors import TensorEnv, TensorSource
 
 IN_TENSORS: dict[str, Callable[..., TensorEnv]] = {"CartPole-v1": CartPole}
@@ -207,14 +207,23 @@ def quietly(make: MakeEnvs) -> MakeEnvs:
 
 
 class Borrowed(gym.vector.VectorWrapper):
-    """A vector environment that the caller made, and will close; ConfigError for masks that it says in `info` alone."""
+    """A vector environment that the caller made, and will close; ConfigError for masks that are not in what is seen."""
+
+    def __init__(self, env: gym.vector.VectorEnv) -> None:
+        super().__init__(env)
+        lanes: Any = env.unwrapped
+        some = isinstance(lanes, gym.vector.SyncVectorEnv | gym.vector.AsyncVectorEnv)
+        if callable(getattr(env, METHOD, None)) or (some and any(lanes.call("has_wrapper_attr", METHOD))):
+            self.must_show(f"have {METHOD}()")
+
+    def must_show(self, what: str) -> None:
+        if not has_mask(self.single_observation_space):
+            raise ConfigError(f"these lanes {what}: pass a maker of single ones, or put the mask into what is seen")
 
     def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
         observation, info = self.env.reset(**kwargs)
-        if MASK in info and not has_mask(self.single_observation_space):
-            raise ConfigError(
-                f'these lanes say info["{MASK}"]: pass a maker of single ones, or put it into what is seen'
-            )
+        if MASK in info:
+            self.must_show(f'say info["{MASK}"]')
         return observation, info
 
     def close(self, **kwargs: Any) -> None:
