@@ -207,3 +207,11 @@ def test_the_running_statistics_are_those_of_stacks() -> None:
 def test_texts_are_not_stacked() -> None:
     with pytest.raises(UnsupportedSpace, match=r"the leaf /inner/0 .* cannot be stacked: leave frame_stack at 1"):
         ActorCritic(Everything.observation_space, spaces.Discrete(2), Network(frame_stack=2))
+
+
+def test_stacks_of_images_are_not_stacked_again() -> None:
+    """They would be a long vector, and no convolution would see them."""
+    space = spaces.Box(0, 255, (4, 20, 20, 3), np.uint8)
+    with pytest.raises(UnsupportedSpace, match="a stack of images before it is stacked: leave frame_stack at 1"):
+        ActorCritic(space, spaces.Discrete(2), Network(frame_stack=2))
+    ActorCritic(space, spaces.Discrete(2), Network(frame_stack=2, images="numbers"))

@@ -69,6 +69,8 @@ def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
         case gym.spaces.Box() if is_image(leaf) and encoding.images != "numbers":
             channels = "first" if encoding.stacked and len(shape) == 3 else encoding.channels
             return ImageEncoder(shape, encoding.images, channels, pointer(path), encoding.precision)
+        case gym.spaces.Box() if encoding.stacked and of_bytes(leaf) and len(shape) > 4 and encoding.images != "numbers":
+            raise unsupported(leaf, path, "it is a stack of images before it is stacked: leave frame_stack at 1")
         case gym.spaces.Box() | gym.spaces.MultiBinary():
             normalized = encoding.normalize and isinstance(leaf, gym.spaces.Box)
             vector = Normalizer(math.prod(shape)) if normalized else Vector(math.prod(shape))
@@ -84,8 +86,11 @@ def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
 
 def is_image(box: gym.spaces.Box) -> bool:
     """Whether a Box is an image (or a stack of some): uint8, of 2 to 4 dimensions, all of 0 to 255."""
-    bytes_ = box.dtype == np.uint8 and bool((box.low == 0).all() and (box.high == 255).all())
-    return bytes_ and 2 <= len(box.shape) <= 4
+    return of_bytes(box) and 2 <= len(box.shape) <= 4
+
+
+def of_bytes(box: gym.spaces.Box) -> bool:
+    return box.dtype == np.uint8 and bool((box.low == 0).all() and (box.high == 255).all())
 
 
 class Vector(nn.Identity):

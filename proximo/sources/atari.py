@@ -3,7 +3,11 @@
 No-op starts, the fire button, skipped frames and the 84×84 gray picture are made by the environments themselves, in
 C++: `ale_py` for ids like ALE/Pong-v5, EnvPool for ids like Pong-v5 (Mnih et al. 2015, "Methods"; Machado et al. 2018,
 arXiv:1709.06009). EnvPool presses the fire button after a life too, in training as in evaluation; ale_py only where a
-game begins, in both, so that an agent has to learn it.
+game begins, in both, so that an agent has to learn it. EnvPool draws the no-ops after a life as well, where the papers
+draw them once a game; should the game end in the midst of them, which is rare, two games are scored as one.
+
+While learning, a life's end is an episode's: stacks of frames and memories begin anew. In evaluation, which plays whole
+games, they go on, as in OpenAI Baselines.
 """
 
 from __future__ import annotations
