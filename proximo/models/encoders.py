@@ -65,11 +65,12 @@ def encoder_for(space: gym.Space, encoding: Encoding | None = None) -> nn.Module
 def leaf_encoder(leaf: gym.Space, encoding: Encoding, path: Path = ()) -> Any:
     """The encoder of one leaf, at this path."""
     shape, _ = storage(leaf, path)
+    seen = encoding.images != "numbers"
     match leaf:
-        case gym.spaces.Box() if is_image(leaf) and encoding.images != "numbers":
+        case gym.spaces.Box() if seen and is_image(leaf):
             channels = "first" if encoding.stacked and len(shape) == 3 else encoding.channels
             return ImageEncoder(shape, encoding.images, channels, pointer(path), encoding.precision)
-        case gym.spaces.Box() if encoding.stacked and of_bytes(leaf) and len(shape) > 4 and encoding.images != "numbers":
+        case gym.spaces.Box() if seen and encoding.stacked and of_bytes(leaf) and len(shape) > 4:
             raise unsupported(leaf, path, "it is a stack of images before it is stacked: leave frame_stack at 1")
         case gym.spaces.Box() | gym.spaces.MultiBinary():
             normalized = encoding.normalize and isinstance(leaf, gym.spaces.Box)
