@@ -251,6 +251,18 @@ def test_the_stack_of_colour_frames_is_one_image_of_all_their_channels() -> None
     torch.testing.assert_close(stack(frames), wide(channels))
 
 
+@pytest.mark.parametrize("network", ["nature", "impala"])
+def test_bfloat16_sees_what_float32_sees_but_for_its_digits(network: str) -> None:
+    torch.manual_seed(0)
+    plain = ImageEncoder((84, 84, 4), network)
+    brief = ImageEncoder((84, 84, 4), network, precision="bfloat16")
+    brief.load_state_dict(plain.state_dict())
+    picture = torch.randint(0, 256, (3, 84, 84, 4), dtype=torch.uint8)
+    wanted, got = plain(picture), brief(picture)
+    assert got.dtype == torch.float32
+    assert 0 < (got - wanted).norm() < 0.02 * wanted.norm()
+
+
 def test_channels_can_be_said_where_they_cannot_be_told() -> None:
     for channels, wanted in (("first", (3, 64, 3)), ("last", (3, 3, 64))):
         assert ImageEncoder((3, 64, 3), channels=channels).image == wanted

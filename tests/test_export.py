@@ -380,6 +380,11 @@ def test_what_cannot_be_exported_says_so(tmp_path: Path, monkeypatch: pytest.Mon
     with pytest.raises(ExportError, match="no bfloat16 convolutions: --torch"):
         export_agent(brief, onnx=tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
+    export_agent(brief, torch=tmp_path / "a.pt2")
+    program = torch.export.load(tmp_path / "a.pt2").module()
+    picture = np.random.default_rng(0).integers(0, 256, (5, 9, 9, 3), np.uint8)
+    agree = program({"observation": torch.from_numpy(picture)})["action"].numpy() == brief.act(picture)
+    assert agree.all()
 
 
 class Looking(torch.nn.Identity):

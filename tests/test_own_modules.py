@@ -22,6 +22,8 @@ from torch import Tensor, nn
 import proximo
 from proximo.batch import tree_map
 from proximo.errors import CheckpointError, ConfigError, RunFolderError
+from proximo.models.actor_critic import ActorCritic
+from proximo.models.network import Network as Numbers
 from proximo.models.own import Own, Rows, own_core
 from proximo.observations import zeros
 from tests.conftest import SMALL, Command
@@ -80,11 +82,18 @@ def policy(observation_space: gym.Space, action_space: gym.Space) -> nn.Module:
     return proximo.FeedForward(observation_space, Network(observation_space.shape[0], head.outputs), head)
 
 
+def remembering(observation_space: gym.Space, action_space: gym.Space) -> nn.Module:
+    numbers = Numbers(memory="gru", memory_size=8, hidden=(16,), sequence=8, normalize_observation=True)
+    return ActorCritic(observation_space, action_space, numbers)
+
+
+REMEMBERS = "policy that remembers"
 OWN: dict[str, dict[str, Any]] = {
     "encoder": dict(encoder=Encoder),
     "core": dict(core=Core),
     "both": dict(encoder=Encoder, core=Core, trunk="separate"),
     "policy": dict(policy=policy),
+    REMEMBERS: dict(policy=remembering),
 }
 
 
@@ -95,9 +104,11 @@ def brought(own: dict[str, Any]) -> dict[str, Any]:
 LEARN: dict[str, Any] = dict(horizon=32, envs=8, epochs=4, minibatches=4, lr=1e-2, gamma=0.9, eval_episodes=20)
 
 
-@pytest.mark.parametrize(("name", "env"), [("encoder", Recall), ("core", lambda: Cue(2)), ("policy", Recall)])
+@pytest.mark.parametrize(
+    ("name", "env"), [("encoder", Recall), ("core", lambda: Cue(2)), ("policy", Recall), (REMEMBERS, lambda: Cue(2))]
+)
 def test_it_learns_and_loads_and_acts_alike(name: str, env: Any, tmp_path: Path) -> None:
-    more = dict(sequence=32, steps=8_000) if name == "core" else dict(steps=4_000)
+    more = {"core": dict(sequence=32, steps=8_000), REMEMBERS: dict(steps=16_000)}.get(name, dict(steps=4_000))
     run = proximo.train(env, **OWN[name], **LEARN, **more, out=tmp_path / "run", quiet=True)
     score = proximo.evaluate(run.folder, 40, env=env, **OWN[name])
     assert score.mean > 0.95
@@ -119,7 +130,7 @@ COMPILED = pytest.param(dict(compile="on"), marks=[needs_compiler, pytest.mark.s
 @pytest.mark.parametrize("name", OWN)
 def test_it_resumes_to_the_byte(name: str, more: dict[str, Any], tmp_path: Path) -> None:
     """The checkpoints after the second are taken away, as if the run had been killed there."""
-    settings = {k: v for k, v in (TINY | more).items() if k != "sequence" or name != "policy"}
+    settings = {k: v for k, v in (TINY | more).items() if k != "sequence" or "policy" not in name}
     settings |= dict(checkpoint_every=128, epochs=1, minibatches=1, horizon=16)
     run = proximo.train(Toy, **OWN[name], **settings, out=tmp_path / "whole")
     assert json.loads((run.folder / "config.json").read_text())["yours"] == list(Own(**brought(OWN[name])).names)

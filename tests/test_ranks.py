@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import gymnasium as gym
 import pytest
 from safetensors.torch import load_file
 from torch import Tensor
 
 from proximo import cli
 from tests.processes import launch
+from tests.toys import Masked
 
+MASKED = "Masked-v0"
 SHAPE = "--envs 4 --horizon 32 --steps 256 --eval-episodes 1 --backend sync --compile off --device cpu --quiet"
 UPDATES = 2  # after more of them rounding alone leads episodes apart
 
@@ -32,6 +35,7 @@ def trains(folder: Path, env: str, algo: str, more: str = "") -> None:
         "--out",
         str(folder.parent / "run"),
     ]
+    gym.register(MASKED, partial(Masked, "observation"))  # type: ignore[arg-type]
     with patch.object(sys, "argv", words):
         cli.main()
 
@@ -49,6 +53,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize(
     ("env", "algo", "more"),
     [
+        (MASKED, "ppo", "--memory transformer --memory-size 8 --sequence 8 --epochs 1 --minibatches 2"),
         ("Pendulum-v1", "ppo", "--epochs 2 --minibatches 4 --normalize-reward --normalize-observation"),
         ("Acrobot-v1", "trpo", ""),
     ],

@@ -130,6 +130,8 @@ class Mazes(nn.Module):
 CASES: dict[str, tuple[tuple[bool, bool, bool], dict[str, Any]]] = {
     "plain": ((False, False, False), {}),
     "gru": ((False, False, False), dict(memory="gru")),
+    "a stack": ((False, False, False), dict(frame_stack=3)),
+    "a stack of a tree with a mask": ((True, True, False), dict(frame_stack=2)),
     "lstm, separate, a tree": ((True, False, False), dict(memory="lstm", trunk="separate")),
     "transformer": ((False, False, False), dict(memory="transformer", memory_window=5)),
     "a tree with a mask": ((True, True, False), {}),
@@ -174,7 +176,7 @@ def test_both_sources_collect_the_same_batch(case: str, mode: AutoresetMode) -> 
     theirs = EnvSource(lambda seed: SyncVectorEnv(makers, autoreset_mode=mode), HORIZON)
     for (one, _), (other, _) in zip(collected(in_tensors(kind), policy), collected(theirs, policy), strict=True):
         assert vars(one).keys() == vars(other).keys()
-        assert ("memory" in vars(one)) == ("memory" in extra)
+        assert ("memory" in vars(one)) == policy.remembers == bool({"memory", "frame_stack"} & extra.keys())
         assert one.truncated.any()
         known = ~one.terminated  # nobody asks what comes after an end
         one, other = (x.replace(next_value=x.next_value[known]) for x in (one, other))
@@ -184,7 +186,7 @@ def test_both_sources_collect_the_same_batch(case: str, mode: AutoresetMode) -> 
                 torch.testing.assert_close(mine, wanted, rtol=0, atol=0 if exact else 1e-5)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if "memory" in CASES[case][1]])
+@pytest.mark.parametrize("case", [case for case in CASES if {"memory", "frame_stack"} & CASES[case][1].keys()])
 def test_whole_lanes_evaluate_to_what_was_chosen_step_by_step(case: str) -> None:
     kind, extra = CASES[case]
     policy = policy_for(kind, extra, 6)

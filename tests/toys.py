@@ -186,7 +186,8 @@ class Cues(nn.Module):
 class Everything(gym.Env):
     """A picture, a word, a number and a choice are seen; a Dict of actions is taken.
 
-    The word and the picture's bright side say the same side, worth 1 where it is named; pushes cost.
+    The word and the picture's bright side say the same side, worth 1 where it is named; pushes cost. With `told` only
+    "word" or "picture" says it, and the other says anything.
     """
 
     observation_space = gym.spaces.Dict(
@@ -196,12 +197,19 @@ class Everything(gym.Env):
     )
     action_space = gym.spaces.Dict(side=gym.spaces.Discrete(2), push=gym.spaces.Box(-1, 1, (2,), np.float32))
 
+    def __init__(self, told: str = "both") -> None:
+        self.told = told
+
     def _seen(self) -> dict[str, Any]:
         self.side = int(self.np_random.integers(2))
+        bright, named = (self.side if self.told in (kind, "both") else self.any() for kind in ("picture", "word"))
         picture = np.zeros((16, 16, 3), np.uint8)
-        picture[:, 8 * self.side : 8 * self.side + 8] = 200
-        word, choice = ("left", "right")[self.side], int(self.np_random.integers(1, 4))
+        picture[:, 8 * bright : 8 * bright + 8] = 200
+        word, choice = ("left", "right")[named], int(self.np_random.integers(1, 4))
         return {"picture": picture, "inner": (word, choice), "number": np.zeros(2, np.float32)}
+
+    def any(self) -> int:
+        return int(self.np_random.integers(2))
 
     def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
         super().reset(seed=seed)
