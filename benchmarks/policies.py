@@ -56,7 +56,8 @@ TASKS = (
     Task("CartPole without velocities, stack of 4", worlds.cartpole_without_velocities, 500_000, None,
          SMALL | dict(frame_stack=4)),
     Task("CartPole without velocities, no memory", worlds.cartpole_without_velocities, 500_000, None, SMALL),
-    Task("Pendulum without velocity, LSTM", worlds.pendulum_without_velocity, 1_000_000, -300, SWING | LSTM),
+    Task("Pendulum without velocity, LSTM", worlds.pendulum_without_velocity, 1_000_000, -300,
+         SWING | LSTM | dict(eval_episodes=100)),
     Task("Repeat previous (4 ago), LSTM", worlds.RepeatPrevious, 1_000_000, 0.95, SMALL | LSTM | dict(sequence=64)),
     Task("Repeat previous (4 ago), transformer", worlds.RepeatPrevious, 1_000_000, 0.95,
          SMALL | dict(memory="transformer", memory_size=64, memory_window=8, sequence=32, lr=3e-4)),
@@ -112,11 +113,14 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
         if read_rows(out / "metrics.jsonl")[-1]["step"] < 0.95 * task.steps:  # all but a collection
             raise SystemExit(f"{task.name} was stopped; the same command goes on with it")
         (out / "done").write_text(time.strftime("%F %T"))
-    metrics, last = read_rows(out / "metrics.jsonl")[-1], read_rows(out / "eval.jsonl")[-1]
+    rows, last = read_rows(out / "metrics.jsonl"), read_rows(out / "eval.jsonl")[-1]
+    metrics, preset = rows[-1], json.loads((out / "config.json").read_text())["preset"]
     return {
         "task": task.name,
         "seed": seed,
+        "preset": preset,
         "settings": json.loads(json.dumps(task.settings)),
+        "first": first_above(rows, task.bar),
         "step": last["step"],
         "eval_mean": last["return_mean"],
         "eval_episodes": last["episodes"],
@@ -125,6 +129,12 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
         "machine": machine(),
         "versions": versions(),
     }
+
+
+def first_above(rows: list[dict[str, Any]], bar: float | None) -> list[float] | None:
+    """Steps and seconds after which the last 100 episodes of training first reached the bar in the mean."""
+    there = (row for row in rows if bar is not None and row["return_mean"] is not None and row["return_mean"] >= bar)
+    return next(([row["step"], round(row["seconds"], 1)] for row in there), None)
 
 
 def film(run: Path, video: Path) -> None:
@@ -148,33 +158,48 @@ def keep(results: Path, row: dict[str, Any]) -> None:
 def write_table(results: Path, work: Path) -> None:
     """policies.md, and a learning curve for each task whose runs are at hand."""
     rows = json.loads((results / "policies.json").read_text())
-    films = list[str]()
+    shown = list[str]()
     lines = [
         "# Policies that see, remember and obey",
         "",
         "Mean return of evaluation episodes (most likely actions) at the end of training, and of the last 100 of",
-        "training (actions drawn; of games, whole ones). A task with fewer than 10 seeds is a pilot.",
+        "training (actions drawn; of games, whole ones), with the steps and seconds after which those first reached",
+        "the bar. Seconds are of collecting and learning; evaluations and checkpoints stand apart. Pong and Breakout",
+        "are EnvPool's, whose lives each begin with up to 30 frames of doing nothing. A task with fewer than 10 seeds",
+        "is a pilot.",
         "",
         "    python benchmarks/policies.py",
         "",
         f"{machines(rows)}.",
         "",
         "| task | steps | seeds | to reach | reached | evaluation, each seed | episodes | last 100 of training "
-        "| seconds a run (median) |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| first there | seconds a run (median) |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for task in TASKS:
         mine = sorted((row for row in rows if row["task"] == task.name), key=lambda row: row["seed"])
         lines.append(f"| {' | '.join(cells(task, mine))} |")
         runs = [path for row in mine if (path := folder(work, task, row["seed"])).exists()]
+        curve = results / f"policies-{folder(work, task, 0).name.removesuffix('-0')}.png"
         if runs:
-            plot_runs(runs, results / f"policies-{runs[0].name.rsplit('-', 1)[0]}.png")
+            plot_runs(runs, curve)
+        if curve.exists():
+            shown += [f"![{task.name}]({curve.name})", ""]
         if (results / f"policies-{task.name}.mp4").exists():
-            films.append(f"[{task.name}, filmed](policies-{task.name}.mp4)")
+            shown += [f"[{task.name}, filmed](policies-{task.name}.mp4)", ""]
     described = {", ".join(f"{k} {v}" for k, v in row["versions"].items()) for row in rows}
-    (results / "policies.md").write_text(
-        "\n".join([*lines, "", *films, *([""] if films else []), *sorted(described), ""])
-    )
+    parts = [lines, settings_of(rows), ["## Curves"] if shown else [], shown, sorted(described)]
+    (results / "policies.md").write_text("\n\n".join("\n".join(part).rstrip() for part in parts if part) + "\n")
+
+
+def settings_of(rows: list[dict[str, Any]]) -> list[str]:
+    """What each task was learned with."""
+    lines = ["## Settings", "", "| task | preset | over it |", "|---|---|---|"]
+    for task in TASKS:
+        mine = [row for row in rows if row["task"] == task.name]
+        over = ", ".join(f"{name} {value}" for name, value in task.settings.items()) or "–"
+        lines.append(f"| {task.name} | {mine[-1].get('preset', '–') if mine else 'not run'} | {over} |")
+    return lines
 
 
 def machines(rows: list[dict[str, Any]]) -> str:
@@ -191,7 +216,7 @@ def cells(task: Task, rows: list[dict[str, Any]]) -> list[str]:
     """A task's line: its rows are those of its seeds."""
     bar = "–" if task.bar is None else f"≥ {task.bar:g}{' in training' if task.training else ''}"
     if not rows:
-        return [task.name, f"{task.steps:,}", "–", bar, "not run", *["–"] * 4]
+        return [task.name, f"{task.steps:,}", "–", bar, "not run", *["–"] * 5]
     numbers = {name: [row[name] for row in rows] for name in ("eval_mean", "train_return_last_100")}
     evaluated, drawn = (", ".join(f"{x:.4g}" for x in column) for column in numbers.values())
     counted = numbers["train_return_last_100" if task.training else "eval_mean"]
@@ -202,7 +227,9 @@ def cells(task: Task, rows: list[dict[str, Any]]) -> list[str]:
     episodes = ", ".join(map(str, sorted({row["eval_episodes"] for row in rows})))
     seconds = np.median([row["seconds"] for row in rows])
     seeds = ", ".join(str(row["seed"]) for row in rows)
-    return [task.name, f"{rows[0]['step']:,}", seeds, bar, reached, evaluated, episodes, drawn, f"{seconds:,.0f}"]
+    times = [f"{first[0]:,.0f} in {first[1]:,.0f} s" if (first := row.get("first")) else "–" for row in rows]
+    told = [", ".join(dict.fromkeys(times)) if set(times) == {"–"} else ", ".join(times), f"{seconds:,.0f}"]
+    return [task.name, f"{rows[0]['step']:,}", seeds, bar, reached, evaluated, episodes, drawn, *told]
 
 
 if __name__ == "__main__":

@@ -30,18 +30,23 @@ def row(task: str, seed: int, evaluated: float, trained: float, episodes: int) -
 
 
 def test_the_page_tells_what_was_reached_and_what_was_not_run(tmp_path: Path) -> None:
-    rows = [row(PONG, 0, 17.5, 18.25, 10), row(TAXI, 0, 6.0, 7.8, 20)]
+    rows = [
+        row(PONG, 0, 17.5, 18.25, 10) | {"first": [9000, 40.6], "preset": "atari-envpool"},
+        row(TAXI, 0, 6.0, 7.8, 20),
+    ]
     rows += [row(REPEAT, seed, score, 0.9, 20) for seed, score in ((1, 0.96), (0, 0.94), (2, 0.99))]
     (tmp_path / "policies.json").write_text(json.dumps(rows))
     policies.write_table(tmp_path, tmp_path)
     page = (tmp_path / "policies.md").read_text()
-    lines = {line.split(" | ")[0].removeprefix("| "): line for line in page.splitlines() if line.startswith("| ")}
+    results, settings = page.split("## Settings")
+    lines = {line.split(" | ")[0].removeprefix("| "): line for line in results.splitlines() if line.startswith("| ")}
     assert len(lines) == 1 + len(policies.TASKS)
-    assert lines[PONG] == f"| {PONG} | 12,345 | 0 | ≥ 18 in training | yes | 17.5 | 10 | 18.25 | 61 |"
-    assert lines[TAXI] == f"| {TAXI} | 12,345 | 0 | ≥ 7 | no: 6 | 6 | 20 | 7.8 | 61 |"
+    assert lines[PONG] == f"| {PONG} | 12,345 | 0 | ≥ 18 in training | yes | 17.5 | 10 | 18.25 | 9,000 in 41 s | 61 |"
+    assert lines[TAXI] == f"| {TAXI} | 12,345 | 0 | ≥ 7 | no: 6 | 6 | 20 | 7.8 | – | 61 |"
     reached = "| 2 of 3; no: 0.94 | 0.94, 0.96, 0.99 | 20 | 0.9, 0.9, 0.9 |"
-    assert lines[REPEAT] == f"| {REPEAT} | 12,345 | 0, 1, 2 | ≥ 0.95 {reached} 61 |"
-    assert lines["Racetrack-v0"] == "| Racetrack-v0 | 300,000 | – | – | not run | – | – | – | – |"
+    assert lines[REPEAT] == f"| {REPEAT} | 12,345 | 0, 1, 2 | ≥ 0.95 {reached} – | 61 |"
+    assert lines["Racetrack-v0"] == "| Racetrack-v0 | 300,000 | – | – | not run | – | – | – | – | – |"
+    assert f"| {PONG} | atari-envpool | precision bfloat16, threads 2 |" in settings
     assert "20 evaluation" not in page
 
 
@@ -59,6 +64,15 @@ def test_a_trained_policy_is_filmed_and_what_cannot_be_is_told(
     (tmp_path / "policies.json").write_text(json.dumps([row(PONG, 0, 1.0, 1.0, 10)]))
     policies.write_table(tmp_path, tmp_path)
     assert "[Racetrack-v0, filmed](policies-Racetrack-v0.mp4)" in (tmp_path / "policies.md").read_text()
+
+
+def test_the_bar_is_reached_where_training_first_is_above_it() -> None:
+    rows = [
+        dict(step=step, seconds=step / 9, return_mean=mean) for step, mean in ((1, None), (2, 17), (3, 18), (4, 17))
+    ]
+    assert policies.first_above(rows, 18) == [3, 0.3]
+    assert policies.first_above(rows, 19) is None
+    assert policies.first_above(rows, None) is None
 
 
 def test_ratios_are_of_runs_in_the_same_round() -> None:
