@@ -127,7 +127,7 @@ def proximo(words: list[str]) -> tuple[int, str]:
 
 def command(job: Job, out: Path) -> list[str]:
     """The words after `proximo` that train it."""
-    words = ["train", job.env, "--algo", job.setting.algo, "--preset", job.setting.preset_on(job.env)]
+    words = ["train", job.env, "--algo", job.setting.algo_on(job.env), "--preset", job.setting.preset_on(job.env)]
     words += ["--steps", str(job.setting.numbers(job.env)["steps"]), "--seed", str(job.seed)]
     for name, value in job.setting.asked.items():
         words += [f"--{name.replace('_', '-')}", str(value)]

@@ -53,7 +53,7 @@ def measured(env: str, rounds: int, steps: int) -> dict[str, Any]:
 
 def asked_of(setting: Setting, env: str) -> tuple[str, str, str, dict[str, Any]]:
     """What `turns.runner` takes to make a run of a setting."""
-    return env, setting.algo, setting.preset_on(env), setting.asked | AS_THERE | {"steps": STEPS}
+    return env, setting.algo_on(env), setting.preset_on(env), setting.asked | AS_THERE | {"steps": STEPS}
 
 
 def in_turns(runners: dict[str, Runner], rounds: int, steps: int) -> dict[str, list[float]]:

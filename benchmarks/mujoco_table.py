@@ -52,7 +52,7 @@ def about(results: Results) -> list[str]:
     pilot = f" Fewer than {PILOT} seeds are a pilot, which {which} of these are." if min(seeds) < PILOT else ""
     return [
         f"{len(results.rows)} runs of {STEPS:,} steps ({steps} were taken: whole collections alone), v5 tasks, {few} "
-        f"seeds (0, 1, 2, …; of `tuned` 1, 2, …) a number.{pilot}",
+        f"seeds (0, 1, 2, …; of `tuned` 2, 3, …) a number.{pilot}",
         "",
         "A score is the mean return of a run's last 100 training episodes, actions drawn (the PPO paper's measure). "
         "Chance is what evenly drawn actions score (mujoco_random.py). The commands:",
@@ -81,7 +81,8 @@ def columns(results: Results) -> list[str]:
         cells = [setting.name, ALGORITHMS[setting.algo], setting.algo, ", ".join(presets), over]
         lines.append(f"| {' | '.join(cells)} |")
         for env, name in setting.presets.items():
-            told_apart = f"On {env} `{setting.name}` is `{name}`: {differences(setting, env, usual)}."
+            algo = f" with `--algo {setting.algo_on(env)}`" if setting.algo_on(env) != setting.algo else ""
+            told_apart = f"On {env} `{setting.name}` is `{name}`{algo}: {differences(setting, env, usual)}."
             notes.append(
                 f"{told_apart} So what is said of `{setting.name}` on all tasks together is not of one setting."
             )
@@ -95,7 +96,8 @@ def columns(results: Results) -> list[str]:
 def differences(setting: Setting, env: str, usual: str) -> str:
     """What it has on one task that it has not on another."""
     here, there = (every_number(setting, each) for each in (env, usual))
-    return ", ".join(f"{name} {here[name]} for {there[name]}" for name in here if here[name] != there[name])
+    shared = (name for name in here if name in there and here[name] != there[name])
+    return ", ".join(f"{name} {here[name]} for {there[name]}" for name in shared)
 
 
 def every_number(setting: Setting, env: str) -> dict[str, Any]:

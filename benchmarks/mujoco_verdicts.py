@@ -22,8 +22,8 @@ def published(results: Results, names: tuple[str, ...]) -> list[str]:
         "over seeds, and `best` the largest of the 10 means over seeds. Tianshou's numbers are of the second kind, "
         "over 10 seeds. The largest of several noisy means lies above the truth, and the more so the fewer seeds "
         "they are of: `best` over few seeds flatters more than Tianshou's over ten. Hence both, and `last` first. "
-        f"The bar of a PPO is {BEST_COLUMN}; that of another algorithm is Tianshou's number. Seed 0 is not among those "
-        "of `tuned`, whose numbers were chosen by it (proximo/presets/mujoco.py).",
+        f"The bar of a PPO is {BEST_COLUMN}; that of another algorithm is Tianshou's number. Seeds 0 and 1 are not "
+        "among those of `tuned`, whose numbers were chosen by them (proximo/presets/mujoco.py).",
         "",
     ]
     for algo, others in PUBLISHED.items():
