@@ -48,6 +48,16 @@ CASES: dict[str, tuple[dict[str, Any], gym.Space, gym.Space]] = {
         Dict(a=Box(-1, 1, (1,)), b=Tuple([MultiDiscrete([3, 2]), MultiBinary(1)]), c=Discrete(2, start=1)),
     ),
     "stack": (dict(frame_stack=3, normalize_observation=True), VECTOR, Discrete(3)),
+    "a stack of a tree with a mask": (
+        dict(frame_stack=3),
+        Dict(seen=VECTOR, picture=Box(0, 255, (12, 12, 1), np.uint8), action_mask=MultiBinary(3)),
+        Discrete(3),
+    ),
+    "a stack of a mask": (
+        dict(frame_stack=2, hidden=(64, 64)),
+        Dict(seen=Box(-1, 1, (4,)), action_mask=MultiBinary(7)),
+        MultiDiscrete([3, 4]),
+    ),
     "box": (dict(normalize_observation=True, activation="relu"), VECTOR, HALF),
     "squashed, lstm": (dict(distribution="squashed", memory="lstm", state_std=True), VECTOR, Box(-3, 1, (2,))),
     "everything": (

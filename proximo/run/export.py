@@ -7,6 +7,7 @@ import importlib.util
 import io
 import logging
 import os
+import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -129,19 +130,27 @@ def as_onnx(traced: Any, inputs: dict[str, Tensor], outputs: list[str]) -> tuple
         made = torch.onnx.export(traced, (inputs,), dynamo=True, verbose=False, **names)
         assert made is not None
         model = made.model_proto
-        for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
-            for dimension in value.type.tensor_type.shape.dim:
-                if dimension.dim_param:
-                    dimension.dim_param = "N"
+        call_rows_n(model.graph)
         content = model.SerializeToString()
         options = onnxruntime.SessionOptions()
         options.log_severity_level, options.intra_op_num_threads = 3, 1
         session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def runtime(given: dict[str, Any]) -> dict[str, Any]:
-        return dict(zip(outputs, session.run(outputs, given), strict=True))
+        with quiet("ONNX Runtime"):
+            return dict(zip(outputs, session.run(outputs, given), strict=True))
 
     return content, runtime
+
+
+def call_rows_n(graph: Any) -> None:
+    """Name the number of rows N, also where a size is a multiple of it: two sizes of one name must be the same."""
+    sizes = [size for value in graph.input for size in value.type.tensor_type.shape.dim if size.dim_param]
+    symbol = re.compile(rf"\b({'|'.join(sorted({re.escape(size.dim_param) for size in sizes}))})\b")
+    for value in (*graph.input, *graph.output, *graph.value_info):
+        for size in value.type.tensor_type.shape.dim:
+            if size.dim_param:
+                size.dim_param = symbol.sub("N", size.dim_param)
 
 
 def as_torch(traced: Any, inputs: dict[str, Tensor], outputs: list[str]) -> tuple[bytes, Runtime]:
