@@ -338,6 +338,23 @@ def test_an_agent_is_told_what_is_allowed(seen: dict[str, Any], kind: type[Excep
         agent.act(rows)
 
 
+@pytest.mark.parametrize("place", ["observation", "info", "method"])
+def test_an_agent_takes_a_mask_as_the_environment_says_it(place: str, tmp_path: Path) -> None:
+    """Part by part, like the action; the environment raises where a forbidden one is taken."""
+    run = proximo.train(partial(MaskedParts, place), steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    agent, env = proximo.load(run.folder), MaskedParts(place)
+    seen, info = env.reset(seed=0)
+    for _ in range(30):
+        if place != "observation":
+            seen = {"observation": seen, "action_mask": info["action_mask"] if place == "info" else env.action_masks()}
+        seen, _, over, cut, info = env.step(agent.act(seen, deterministic=False))
+        if over or cut:
+            seen, info = env.reset()
+    if place == "observation":
+        with pytest.raises(ConfigError, match=r"/action_mask is no mask of .*, part by part"):
+            agent.act(seen | {"action_mask": dict(go=np.ones(3))})
+
+
 def test_an_evaluation_in_which_nothing_is_allowed_is_told(tmp_path: Path) -> None:
     run = proximo.train(Masked, steps=128, out=tmp_path / "run", **QUIET | dict(eval_episodes=1), **SMALL["ppo"])
     with pytest.raises(EnvFailure, match="no action is allowed"):

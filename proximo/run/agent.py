@@ -13,6 +13,7 @@ from proximo.errors import ConfigError, EnvFailure, NonFiniteError
 from proximo.observations import choices, pointer, space_map
 from proximo.policy import Learner, Policy
 from proximo.sources.buffers import Leaf, mask_among, stored_leaves, taken, without_option
+from proximo.sources.masks import in_a_row
 
 
 class Acting(Protocol):
@@ -48,7 +49,9 @@ class Agent:
         `deterministic` takes the most likely action; otherwise one is drawn (torch's global generator). `start`, a
         bool or one for each observation, says where an episode begins, for an agent that remembers; its memory is of
         as many lanes as it was shown last. Raises ConfigError for an observation of another shape, NonFiniteError for
-        NaN or infinity, EnvFailure for a mask that allows no action.
+        NaN or infinity, EnvFailure for a mask that allows no action. A mask [options] has those of all choices in a
+        row (of a Dict of actions in the order of its keys; other parts have none); that of one observation may come
+        part by part, like the action.
         """
         rows, many = self.rows(observation)
         count = len(leaves_of(rows)[0])
@@ -108,7 +111,10 @@ class Agent:
 
     def _part(self, observation: Any, leaf: Leaf) -> Any:
         try:
-            return taken(observation, leaf)
+            part = taken(observation, leaf)
+            return in_a_row(part, self.action_space) if leaf is self.mask and isinstance(part, dict | tuple) else part
+        except ValueError:
+            raise ConfigError(f"the observation{leaf.where} is no mask of {self.action_space}, part by part") from None
         except EnvFailure:
             shapes = space_map(lambda path, leaf: leaf.shape, self.observation_space)
             raise ConfigError(
