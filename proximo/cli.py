@@ -27,7 +27,10 @@ from proximo.run.plot import plot_drift, plot_runs
 from proximo.run.run import Run
 from proximo.sources.options import merged
 
-ABOUT = "Proximal policy optimization and its family. Add --debug to any command for the full traceback of an error."
+ABOUT = (
+    "Proximal policy optimization and its family (of language models: proximo language --help). Add --debug to any "
+    "command for the full traceback of an error."
+)
 Dir = Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="DIR")]
 
 

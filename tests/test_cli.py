@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
@@ -294,6 +295,10 @@ def test_plot_groups_seeds_and_parts_settings(
     [axes] = figures[0].axes
     labels = [text.get_text() for text in axes.get_legend().get_texts()]  # type: ignore[union-attr]
     assert [("2 seeds" in label, "seed 0" in label) for label in labels] == [(True, False), (False, True)]
+    shutil.copytree(seed, tmp_path / "again")
+    assert command("plot", trained, seed, tmp_path / "again", "--out", png).code == 0
+    [label] = figures[1].axes[0].get_legend().get_texts()  # type: ignore[union-attr]
+    assert label.get_text().endswith("· 2 seeds (3 runs)")
 
 
 def test_list_names_everything_at_hand(command: Command) -> None:

@@ -15,6 +15,7 @@ from proximo.errors import ConfigError, RunFolderError
 from proximo.run.files import replace_durably
 from proximo.run.folder import DRIFT, EVALS, METRICS, read_plan, read_rows, seed_folders
 
+COLOURS, LINES = 10, ("-", "--", ":")  # of matplotlib's cycle; what tells the eleventh line from the first
 MOST_SHOWN = 3  # differing settings in a legend's line
 Curve = tuple[np.ndarray, np.ndarray]  # steps, returns
 
@@ -36,14 +37,16 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     for number, group in enumerate(grouped):
         config = read_plan(group[0])
         subjects.add(config.title)
-        seeds = f"{len(group)} seeds" if len(group) > 1 else f"seed {config.run.seed}"
-        look: dict[str, Any] = {"color": f"C{number}"}
+        different = len({read_plan(folder).run.seed for folder in group})
+        seeds = f"{different} seeds" if different > 1 else f"seed {config.run.seed}"
+        seeds += f" ({len(group)} runs)" if len(group) > different else ""
+        look: dict[str, Any] = {"color": f"C{number}", "linestyle": LINES[number // COLOURS % len(LINES)]}
         curves = [curve for folder in group if len((curve := curve_of(folder, METRICS))[0])]
         steps, low, mean, high = band(curves) if curves else (np.zeros(0),) * 4
         axes.plot(steps, mean, label=" · ".join([config.title, config.algo, *differing[number], seeds]), **look)
-        axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, **look)
+        axes.fill_between(steps, low, high, alpha=0.2, linewidth=0, color=look["color"])
         for folder in group:
-            axes.plot(*curve_of(folder, EVALS), "o", markersize=4, **look)
+            axes.plot(*curve_of(folder, EVALS), "o", markersize=4, color=look["color"])
     axes.set_title(", ".join(sorted(subjects)) + "   (points: evaluations)", fontsize=10)
     along(axes, *read_plan(runs[0]).axes)
     axes.legend(loc="best", fontsize=8)

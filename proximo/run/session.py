@@ -136,7 +136,9 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
     if config.remembers:
         config = replace(config, network=replace(config.network, sequence=config.sequence))
     if config.network.precision != "float32" and config.run.measures_drift and has_images(config):
-        raise ConfigError("max_kl, stop_drift and drift_reference measure more precisely than bfloat16")
+        raise ConfigError(
+            "max_kl, stop_drift and drift_reference measure more precisely than bfloat16: leave them or --precision out"
+        )
     notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
     return config, lanes, notes + cautions(config, lanes)
 
@@ -176,7 +178,7 @@ def resume(
     c = config.run
     lanes = lanes_for(env, of_each(env, c.envs), c.backend, c.max_episode_steps, c.device, c.options)
     if spaces_of(lanes) != config.spaces:
-        raise CheckpointError(f"{path} was trained on other spaces than {config.env} has here")
+        raise CheckpointError(f"{path} was trained on other spaces than {name_of(env)} has here")
     with computing(config):
         seed_all(config.run.seed)
         run = build(env, config, lanes, own, fresh=saved is None)
