@@ -262,7 +262,7 @@ def test_what_cannot_be_made_is_told(
 
 def test_ale_that_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match=r'pip install "proximo\[atari\]"'):
+    with pytest.raises(MissingExtra, match=r'pip install "\.\[atari\]"'):
         single("ALE/Pong-v5")()
 
 
