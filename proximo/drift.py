@@ -22,7 +22,7 @@ NEAR = 0.1  # of a bound: nearer than that, float32 is not trusted to tell on wh
 ROUNDING = 1e-6  # nats; what a KL in float32 may be off, however small it is
 AIM = 0.95  # of the step that would just meet the bound if KL grew with its square
 TRIALS = 40
-SPACED, ENOUGH = 5, 200  # one row in so many shows how far the reference is, where that leaves so many of them
+SPACED, ENOUGH = 5, 16  # one row in so many shows how far the reference is, where that leaves so many of them
 
 
 def tensors_of(policy: Policy) -> dict[str, Tensor]:

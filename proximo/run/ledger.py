@@ -68,9 +68,10 @@ class Ledger:
             alpha, kl = backtrack(now, was, kl, lambda: self.exact(self.policy, was, batch), bound)
             forget(live, before)
             drift = at_least_zero(self.distances(batch)[1])
-        self.kl_sum.add_(bounded(kl)).clamp_(max=LARGEST)
+        total = bounded(self.kl_sum.item() + bounded(kl))
+        self.kl_sum.fill_(total)
         self.drift.fill_(bounded(drift))
-        done = {"alpha": alpha, "kl": kl, "drift": drift, "kl_sum": self.kl_sum.item()}
+        done = {"alpha": alpha, "kl": kl, "drift": drift, "kl_sum": total}
         return {"max_kl": bound, "kl_asked": asked, **done}
 
     def measured(self, batch: Batch, before: Tensors) -> tuple[float, float]:
