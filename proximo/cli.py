@@ -22,6 +22,7 @@ from proximo.cli_train import Defaults, Request, profile_verb, train_verb
 from proximo.errors import ConfigError, ProximoError, memory_told
 from proximo.run import advice, catalogue, export, folder, loading, profile, seeds, session
 from proximo.run.config import Resolved
+from proximo.run.plan import with_deviation
 from proximo.run.play import record_video
 from proximo.run.plot import plot_drift, plot_runs
 from proximo.run.run import Run
@@ -47,6 +48,7 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.S
         base, notes = session.preset_config(name, first.algo, first.preset)
         preset = base.preset
     asked = parse(Defaults(base.algorithm, base.run, base.network))
+    asked.network.must_heed({name for name, x in vars(asked.network).items() if x != getattr(base.network, name)})
     run = replace(asked.run, env_options=merged(base.run.env_options, asked.run.env_options))
     config = Resolved(name, base.algo, preset, run, asked.algorithm, asked.network)
     if ranks.launched() > 1 and (asked.form is not None or asked.seeds is not None):
@@ -92,7 +94,7 @@ def resume(
     return session.resume(dir, env, steps, device, quiet, stop_drift)
 
 
-def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = None) -> None:
+def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = None, seed: int | None = None) -> None:
     """Play whole episodes with the newest good checkpoint and report their returns.
 
     Args:
@@ -100,9 +102,10 @@ def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = No
         episodes: how many.
         json: print one JSON object.
         env: the environment again, where the folder alone must not name it (module:Id).
+        seed: of the episodes; the run's own by default.
     """
-    score = loading.evaluate_run(dir, episodes, env, warn)
-    print(dumps(score.row()) if json else f"return {score.mean:.1f} ± {score.std:.1f} over {episodes} episodes")
+    score = loading.evaluate_run(dir, episodes, env, warn, seed)
+    print(dumps(score.row()) if json else f"return {with_deviation(score)} over {episodes} episodes")
 
 
 def play(dir: Dir, video: Path, episodes: int = 1, env: str | None = None) -> None:
@@ -182,6 +185,9 @@ def execute(argv: list[str]) -> int:
 
     def parse(defaults: Defaults) -> Any:
         verbs = {"train": train_verb(defaults), **others, "profile": profile_verb(defaults)}
+        if argv and argv[0] in verbs:  # alone, so that its help is what a mistake points to
+            which = f" --algo {algo}" if algo != "ppo" and argv[0] in ("train", "profile") else ""
+            return tyro.cli(verbs[argv[0]], args=argv[1:], prog=f"proximo {argv[0]}{which}")
         return tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="proximo", description=ABOUT)
 
     done = parse(Defaults(algorithm_named(algo).Config()))
@@ -201,6 +207,7 @@ def main() -> None:
         gym.logger.min_level = gym.logger.ERROR + 1  # its warnings and workers' tracebacks: told here in one line
         threading.excepthook = lambda error: None  # a log's thread: the main thread meets the same error, and tells it
     warnings.filterwarnings("default" if debug else "ignore")
+    sys.path.append(os.getcwd())  # where module:Id may lie; last, so that nothing there stands in for what is installed
     try:
         with memory_told():
             sys.exit(execute(argv))

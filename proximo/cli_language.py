@@ -98,10 +98,12 @@ def eval_(
 def execute(argv: list[str]) -> int:
     """Parse what follows `proximo language`, and do it; the exit code."""
     must_be_known(argv)
-    verbs: dict[str, Any] = {name: train_verb(name) for name in LANGUAGE}
-    done = tyro.extras.subcommand_cli_from_dict(
-        {**verbs, "chat": chat, "eval": eval_}, args=argv, prog="proximo language", description=ABOUT
-    )
+    verbs: dict[str, Any] = {**{name: train_verb(name) for name in LANGUAGE}, "chat": chat, "eval": eval_}
+    prog = "proximo language"
+    if argv[0] in verbs:
+        done: Any = tyro.cli(verbs[argv[0]], args=argv[1:], prog=f"{prog} {argv[0]}")
+    else:
+        done = tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog=prog, description=ABOUT)
     if done is None:
         return 0
     if ranks.first():

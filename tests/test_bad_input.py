@@ -26,10 +26,16 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+class Spaceless(gym.Env):
+    """What somebody writes first."""
+
+    observation_space = Box(-1, 1, (3,))
+
+
 MISTAKES = {
     "train CartPol-v1": "did you mean CartPole-v1",
     "train Zzz": "proximo list",
-    "train no_such_module:Env-v0": "no_such_module'?, which is not installed",
+    "train no_such_module:Env-v0": "no_such_module'?, which is neither installed nor in this folder",
     "train": "which environment.*proximo train CartPole-v1",
     "train CartPole-v1 --algo pppo": "unknown algorithm 'pppo': did you mean ppo",
     "train CartPole-v1 --preset carpole": "unknown preset 'carpole': did you mean cartpole",
@@ -48,6 +54,9 @@ MISTAKES = {
     "train CartPole-v1 --algo penalty --beta 1e-9": "beta is 1e-09: it must be between",
     "train CartPole-v1 --seed -1": "seed is -1",
     "train CartPole-v1 --hidden 64 0": r"hidden is \(64, 0\)",
+    "train CartPole-v1 --memory-size 8": "memory_size is set, .*: give --memory lstm, gru or transformer too",
+    "train CartPole-v1 --memory lstm --memory-window 8": "memory_window is set, .*: give --memory transformer too",
+    "train CartPole-v1 --sequence 8": "sequence is set, .*: give --memory or --frame-stack too",
     "train CartPole-v1 --device cuda": "finds no GPU: use --device cpu",
     "train CartPole-v1 --out {file}": "{file} (?!is not empty)",
     "train CartPole-v1 --out {file}/deeper": "cannot write to {file}/deeper",
@@ -72,6 +81,7 @@ MISTAKES = {
     "resume {run}": "is complete: .*--steps N",
     "resume {run} --env Pendulum-v1": "trained on CartPole-v1, not on Pendulum-v1",
     "eval {run} --episodes 0": "episodes is 0: at least 1",
+    "eval {run} --seed -1": "seed is -1: it must be from 0",
     "play {run} --video {full}/v.mp4 --episodes 0": "episodes is 0: at least 1",
     "play {run} --video {full}/v.avi": "v.avi must end in .mp4 or .gif",
     "play {run} --video /proc/none.mp4": "cannot write /proc/none.mp4",
@@ -102,6 +112,9 @@ WRONG_FLAGS = {
     "train CartPole-v1 --steps many": "--steps",
     "play DIR": "--video",
     "trian CartPole-v1": "train, resume, eval",
+    "train CartPole-v1 --algo trpo --lrr 1": "proximo train --algo trpo --help",
+    "eval DIR --episode 3": "proximo eval --help",
+    "language grpo --model m --data d --steps few": "proximo language grpo --help",
 }
 
 
@@ -147,6 +160,8 @@ WRONG_IN_PYTHON: dict[str, tuple[dict[str, Any], type[ProximoError], str]] = {
     "a maker that raises": (dict(env=breaks_down), EnvFailure, "RuntimeError: the simulator is gone"),
     "a maker of text": (dict(env=lambda: "CartPole-v1"), ConfigError, "a str, not a gymnasium.Env"),
     "a maker that needs more": (dict(env=lambda needs: Faulty()), EnvFailure, "needs"),
+    "an environment without a space": (dict(env=lambda: Spaceless()), EnvFailure, "has no action_space: .*gymnasium"),
+    "a memory's size without one": (dict(memory_size=8), ConfigError, "memory_size is set, .*: give --memory"),
     "an environment for a maker": (dict(env=Faulty()), ProximoError, "Faulty"),
     "nothing for a maker": (dict(env=None), ProximoError, "None"),
     "lanes that contradict": (dict(env=gym.make_vec("CartPole-v1", 3)), ConfigError, "envs is 2, but .* 3 lanes"),

@@ -133,8 +133,8 @@ ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that 
     anneal_lr=False, max_grad_norm=0.8, betas=[0.99, 0.98], epochs=2, minibatches=4, value_coef=0.6, entropy_coef=0.02,
     clip=0.3, anneal_clip=True, clip_high=0.4, value_clip=0.5, target_kl=1.5,
     hidden=[16, 8], activation="relu", layer_norm=True, normalize_observation=False, images="nature", channels="last",
-    precision="bfloat16", frame_stack=2, trunk="separate", memory="gru", memory_size=8, memory_window=4, sequence=8,
-    distribution="squashed", state_std=True, log_std_init=-0.5,
+    precision="bfloat16", frame_stack=2, trunk="separate", memory="transformer", memory_size=8, memory_window=4,
+    sequence=8, distribution="squashed", state_std=True, log_std_init=-0.5,
 )
 # fmt: on
 
@@ -248,6 +248,24 @@ def test_eval_in_text_and_json_is_deterministic(command: Command, trained: Path)
     assert score["returns"][:1] == rows(trained / "eval.jsonl")[0]["returns"]
     untrained = command("eval", trained / "checkpoints" / ("0" * 12), "--episodes", 3, "--json")
     assert json.loads(untrained.out)["returns"] != score["returns"]
+
+
+def test_eval_plays_other_episodes_with_another_seed(command: Command, trained: Path) -> None:
+    of_run, other, again = (
+        json.loads(command("eval", trained, "--json", *words).out)["returns"] for words in ((), *2 * (("--seed", 9),))
+    )
+    assert of_run != other == again
+
+
+def test_an_environment_is_found_in_the_folder_where_the_command_runs(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "lying_here.py").write_text(
+        "import gymnasium as gym\ngym.register('Lying-v0', 'gymnasium.envs.classic_control:CartPoleEnv')\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    done = command("train", "lying_here:Lying-v0", *FLAGS, "--max-episode-steps", 20, "--out", "run")
+    assert done.code == 0, done.err
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".gif"])

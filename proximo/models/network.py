@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,17 @@ class Network:
 
     log_std_init: float = 0.0
     """Natural logarithm of the standard deviation that continuous actions begin with."""
+
+    def must_heed(self, asked: Collection[str]) -> None:
+        """ConfigError where what was asked for by name does nothing in such a network."""
+        heeds = dict(
+            memory_size=(self.memory != "none", "--memory lstm, gru or transformer"),
+            memory_window=(self.memory == "transformer", "--memory transformer"),
+            sequence=(self.remembers, "--memory or --frame-stack"),
+        )
+        for name, (heeded, way) in heeds.items():
+            if name in asked and not heeded:
+                raise ConfigError(f"{name} is set, but the policy has nothing that heeds it: give {way} too")
 
     @property
     def remembers(self) -> bool:

@@ -71,19 +71,26 @@ def evaluate_run(
     episodes: int = 20,
     env: EnvLike | None = None,
     say: Callable[[str], None] = lambda text: None,
+    seed: int | None = None,
     *,
     encoder: MakeEncoder | None = None,
     core: MakeCore | None = None,
     policy: MakePolicy | None = None,
 ) -> Score:
-    """Play whole episodes with a run's newest good checkpoint; `env`, `encoder`, `core` and `policy` as in `resume`."""
+    """Play whole episodes with a run's newest good checkpoint; `env`, `encoder`, `core` and `policy` as in `resume`.
+
+    The i-th episode is seeded by (`seed`, i); without a seed by the run's, which plays what it was evaluated by.
+    """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
+    if seed is not None and not 0 <= seed < 2**32:
+        raise ConfigError(f"seed is {seed}: it must be from 0 to {2**32 - 1}")
     agent, env, run = opened(Path(path), env, say, Own(encoder, core, policy))
     if isinstance(env, MANY):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
+    make = single(env, run.max_episode_steps, **run.options)
     with threads(run.threads):
-        score = evaluate(agent, single(env, run.max_episode_steps, **run.options), episodes, run.seed)
+        score = evaluate(agent, make, episodes, run.seed if seed is None else seed)
     assert score is not None, "nothing asked it to stop"
     return score
 

@@ -102,6 +102,8 @@ def preset_config(
     if "env_options" in asked:
         asked["env_options"] = merged(taken.get("env_options", ()), asked["env_options"])
     config = resolved(name_of(env), algo, chosen.name, {**taken, **asked}, isinstance(env, str), yours)
+    if not yours:
+        config.network.must_heed(asked)
     why = "fits the environment" if preset == "auto" else "as asked"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"

@@ -22,6 +22,9 @@ class Checked(gym.Wrapper):
 
     def __init__(self, env: gym.Env) -> None:
         super().__init__(env)
+        for name in ("observation_space", "action_space"):
+            if not isinstance(getattr(env, name, None), gym.Space):
+                raise EnvFailure(f"the environment has no {name}: give it one, a gymnasium.spaces.Space")
         space = env.observation_space if isinstance(env.observation_space, gym.spaces.Box) else None
         self._shape, self._dtype = (space.shape, space.dtype) if space is not None else (None, None)
         self._good_dtypes = {self._dtype}
