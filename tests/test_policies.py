@@ -28,6 +28,7 @@ from proximo.run.evaluate import evaluate
 from proximo.run.folder import read_rows
 from proximo.run.spaces import space_from_json
 from proximo.sources.envs import EnvSource
+from proximo.sources.masks import in_a_row
 from tests.test_suite import QUIET, SMALL
 from tests.toys import Cue, Cues, Everything, Masked, MaskedParts, Recall, Toy
 
@@ -295,8 +296,8 @@ SAID: dict[str, tuple[Any, type[Exception], str]] = {
     "a box": (partial(Says, BOX, method=lambda: ONES), UnsupportedSpace, rf"says by action_masks\(\).*{NO_MASKS}"),
     "late": (partial(Says, DISCRETE, late=ONES), EnvFailure, r"after 6 steps.*say it from the first reset on"),
     "additive": (partial(Says, DISCRETE, np.array([0, -1e9, 0])), EnvFailure, "must say of 3 .* 1 or 0 for each"),
-    "a wrong part": (partial(Says, PAIR, (np.ones(2), None)), EnvFailure, "must say of 3 actions.*part by part"),
-    "a stranger": (partial(Says, gym.spaces.Dict(a=DISCRETE), {"b": ONES}), EnvFailure, "must say of 3 actions"),
+    "a wrong part": (partial(Says, PAIR, (np.ones(2), None)), EnvFailure, r"\[0\] is .* say of 3 actions"),
+    "a stranger": (partial(Says, gym.spaces.Dict(a=DISCRETE), {"b": ONES}), EnvFailure, "has 'b', a part that"),
     "a method that fails": (partial(Says, DISCRETE, method=broken), EnvFailure, "raised RuntimeError: no masks today"),
 }
 
@@ -322,7 +323,7 @@ def test_lanes_that_show_numbers_for_masks_are_refused() -> None:
 @pytest.mark.parametrize(
     ("seen", "kind", "words"),
     [
-        ({"action_mask": np.zeros(12)}, EnvFailure, "no action is allowed: the mask is all zeros"),
+        ({"action_mask": np.zeros(12)}, EnvFailure, "no action is allowed: the mask leaves a choice without"),
         ({"action_mask": np.full(12, -1e9)}, ConfigError, "neither 0 nor 1"),
         ({}, ConfigError, r"no /action_mask; .* \{'seen': \(12,\), 'action_mask': \(12,\)\}"),
     ],
@@ -351,7 +352,7 @@ def test_an_agent_takes_a_mask_as_the_environment_says_it(place: str, tmp_path: 
         if over or cut:
             seen, info = env.reset()
     if place == "observation":
-        with pytest.raises(ConfigError, match=r"/action_mask is no mask of .*, part by part"):
+        with pytest.raises(ConfigError, match=r"/action_mask\['go'\] is .*: it must say of 4 actions"):
             agent.act(seen | {"action_mask": dict(go=np.ones(3))})
 
 
@@ -373,6 +374,20 @@ def test_a_mask_of_another_size_is_told(tmp_path: Path) -> None:
 
     with pytest.raises(EnvFailure, match="it must say of 12 actions which may be taken"):
         proximo.train(Wrong, steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+
+
+WRONG_PARTS = {
+    r"^\['move'\]\[1\] is \[1, 1\]: it must say of 3 actions": {"move": ([1, 0], [1, 1])},
+    r"^ has 'mve', a part that the action has not": {"mve": ([1, 0], [1, 1, 0])},
+    r"^\['jump'\] is \[2, 0\]: it must say of 2 actions": {"jump": [2, 0]},
+}
+
+
+@pytest.mark.parametrize("words", WRONG_PARTS)
+def test_a_wrong_part_of_a_mask_is_named(words: str) -> None:
+    move = gym.spaces.Tuple((gym.spaces.Discrete(2), gym.spaces.Discrete(3)))
+    with pytest.raises(ValueError, match=words):
+        in_a_row(WRONG_PARTS[words], gym.spaces.Dict(move=move, jump=gym.spaces.Discrete(2)))
 
 
 def test_collected_log_probabilities_know_the_mask() -> None:

@@ -373,7 +373,7 @@ def with_numbers(observation: Any) -> Any:
 
 PLACE, NUMBER = ("inner", 0), ("inner", 1)
 FAULTS: dict[str, tuple[Any, str]] = {
-    "mask": (spoiled((MASK,), False), "no action is allowed in lane 2 at step 5 of the rollout: its mask is all zeros"),
+    "mask": (spoiled((MASK,), False), "no action is allowed in lane 2 at step 5 of the rollout: its mask leaves"),
     "additive mask": (
         lambda made: spoiled((MASK,), -1e9)(made._replace(observation=with_numbers(made.observation))),
         r"observation/action_mask\[0\] = -1000000000.0, which is neither 0 nor 1, in lane 2 at step 5",

@@ -77,7 +77,7 @@ class Agent:
             raise ConfigError("the parts of the observation are not all one, or not all as many")
         for leaf, (mask, _) in zip(self.leaves, found, strict=True):
             if leaf is self.mask and without_option(mask, self.choices).any():
-                raise EnvFailure("no action is allowed: the mask is all zeros")
+                raise EnvFailure("no action is allowed: the mask leaves a choice without an option")
         tensors = (torch.as_tensor(rows, device=self.policy.device) for rows, _ in found)
         return space_map(lambda path, leaf: next(tensors), self.observation_space), kinds != {None}
 
@@ -113,8 +113,8 @@ class Agent:
         try:
             part = taken(observation, leaf)
             return in_a_row(part, self.action_space) if leaf is self.mask and isinstance(part, dict | tuple) else part
-        except ValueError:
-            raise ConfigError(f"the observation{leaf.where} is no mask of {self.action_space}, part by part") from None
+        except ValueError as error:
+            raise ConfigError(f"the observation{leaf.where}{error}") from None
         except EnvFailure:
             shapes = space_map(lambda path, leaf: leaf.shape, self.observation_space)
             raise ConfigError(

@@ -115,7 +115,8 @@ class Observations:
         """EnvFailure where a mask in row `t` of the live lanes [N] leaves a choice without an option."""
         if self.allowed is not None:
             for lane in np.flatnonzero(live & without_option(self.allowed.rows[t], self.choices)):
-                raise EnvFailure(f"no action is allowed in lane {lane} at step {step}: its mask is all zeros")
+                why = "its mask leaves a choice without an option"
+                raise EnvFailure(f"no action is allowed in lane {lane} at step {step}: {why}")
 
     def write(self, t: int, observation: Any) -> None:
         """The observation of all lanes into row `t`."""

@@ -102,7 +102,8 @@ class Contract:
             found += self.first_wrong("final observation", leaf, end, cut)
         found += self.first_wrong("reward", None, reward, torch.ones_like(cut))
         for t, lane in self.forbidden(observation).nonzero()[:1].tolist() if self.options else ():
-            words = f"no action is allowed in lane {lane} at step {t} of the rollout: its mask is all zeros"
+            where = f"in lane {lane} at step {t} of the rollout"
+            words = f"no action is allowed {where}: its mask leaves a choice without an option"
             found.append((t, MASK, EnvFailure(words)))
         for *_, error in sorted(found, key=lambda bad: bad[:2]):
             raise error

@@ -56,33 +56,37 @@ def allowed_action(space: gym.Space, observation: Any) -> Any:
             return part.sample()
         options = [np.flatnonzero(next(masks)) for _ in choices(part)]
         if not all(map(len, options)):
-            raise EnvFailure("no action is allowed: the environment's mask is all zeros")
+            raise EnvFailure("no action is allowed: the environment's mask leaves a choice without an option")
         chosen = np.array([part.np_random.choice(each) for each in options], part.dtype).reshape(part.shape)
         return (chosen + part.start)[()]
 
     return space_map(drawn, space)
 
 
-def in_a_row(said: Any, space: gym.Space) -> np.ndarray:
+def in_a_row(said: Any, space: gym.Space, place: str = "") -> np.ndarray:
     """The mask [sum of options] of an action, from that or a dict or tuple like the action; ValueError for all else.
 
-    Within a dict or tuple None, or a key that is not there, allows everything.
+    Within a dict or tuple None, or a key that is not there, allows everything. The error complains of what stands at
+    `place`, "['move']" within a dict.
     """
     if said is None:
         return np.ones(sum(choices(space)), np.int8)
     if isinstance(space, gym.spaces.Dict) and isinstance(said, dict):
-        if said.keys() - space.spaces.keys():
-            raise ValueError("a part that the action has not")
-        pairs = [(said.get(key), part) for key, part in space.spaces.items()]
+        if strange := said.keys() - space.spaces.keys():
+            raise ValueError(f"{place} has {min(map(repr, strange))}, a part that the action has not")
+        parts = [(said.get(key), part, f"{place}[{key!r}]") for key, part in space.spaces.items()]
     elif isinstance(space, gym.spaces.Tuple) and isinstance(said, list | tuple) and len(said) == len(space.spaces):
-        pairs = list(zip(said, space.spaces, strict=True))
+        parts = [(each, part, f"{place}[{i}]") for i, (each, part) in enumerate(zip(said, space.spaces, strict=True))]
     else:
         several = isinstance(said, list | tuple) and len(said) > 0 and np.ndim(said[0]) > 0
         mask = np.concatenate([np.reshape(part, -1) for part in (said if several else [said])])
-        if mask.shape != (sum(choices(space)),) or not np.isin(mask, (0, 1)).all():
-            raise ValueError("not a 1 or 0 for each option")
+        count = sum(choices(space))
+        if mask.shape != (count,) or not np.isin(mask, (0, 1)).all():
+            parts_too = ", or so part by part like the action" if isinstance(space, PARTS) else ""
+            must = f"it must say of {count} actions which may be taken, 1 or 0 for each{parts_too}"
+            raise ValueError(f"{place} is {said!r}: {must}")
         return mask.astype(np.int8)
-    return np.concatenate([in_a_row(*pair) for pair in pairs])
+    return np.concatenate([in_a_row(*part) for part in parts])
 
 
 class ShowsMask(gym.Wrapper):
@@ -120,8 +124,7 @@ class ShowsMask(gym.Wrapper):
             raise EnvFailure(f"{where} raised {type(error).__name__}: {error}") from error
         try:
             mask = in_a_row(np.zeros(0) if said is None else said, self.env.action_space)
-        except ValueError:
-            words = f"it must say of {self.count} actions which may be taken, 1 or 0 for each"
-            raise EnvFailure(f"{where} is {said!r}: {words}, or so part by part like the action") from None
+        except ValueError as error:
+            raise EnvFailure(f"{where}{error}") from None
         rest = {"observation": observation} if self.nested else observation
         return {**rest, MASK: mask}

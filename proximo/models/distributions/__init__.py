@@ -81,7 +81,7 @@ def head_for(
     if kind not in get_args(Kind):
         raise unknown("kind of distribution", kind, get_args(Kind))
     if kind == "beta" and state_std:
-        raise ConfigError("state_std is set, but kind 'beta' has no deviation: leave it out, or take another kind")
+        raise ConfigError("state_std is set, but distribution beta has no deviation: leave it out, or take another")
 
     def box_head(box: gym.spaces.Box) -> nn.Module:
         if kind == "beta":
@@ -91,7 +91,7 @@ def head_for(
 
     head = built(space, box_head)
     if (kind != "gaussian" or state_std) and not any(isinstance(module, BOXES) for module in head.modules()):
-        asked = "state_std is set" if kind == "gaussian" else f"kind is {kind!r}"
+        asked = "state_std is set" if kind == "gaussian" else f"distribution is {kind}"
         raise ConfigError(f"{asked}, but action space {space} has no Box: leave it out")
     return head
 

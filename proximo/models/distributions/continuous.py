@@ -120,9 +120,9 @@ class Bounds:
     def required(self, kind: str, space: gym.Space) -> None:
         """UnsupportedSpace unless every coordinate is bounded on both sides."""
         if not self.everywhere:
-            advice = "take kind 'gaussian', or give the space bounds"
             raise UnsupportedSpace(
-                f"action space {space} has infinite bounds, which kind {kind!r} cannot have: {advice}"
+                f"action space {space} has infinite bounds, which distribution {kind} cannot have: take gaussian, or "
+                "give the space bounds"
             )
 
 
