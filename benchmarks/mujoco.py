@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from machine import commit, machine, versions
-from mujoco_plan import SETTINGS, TASKS, Job, impossible, jobs
+from mujoco_plan import EVERY, SETTINGS, TASKS, Job, impossible, jobs
 
 from proximo.run.folder import read_rows
 
@@ -33,7 +33,7 @@ HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "mujoco.json"
 POINTS = 100  # of a learning curve that is kept
 NICE = 5
-ALWAYS = ("--threads", "1", "--backend", "sync", "--compile", "on", "--eval-every", "100000", "--eval-episodes", "20")
+ALWAYS = ("--threads", "1", "--backend", "sync", "--compile", "on", "--eval-every", f"{EVERY}", "--eval-episodes", "20")
 Results = dict[str, Any]  # "random": task -> score; "runs": rows
 lock = threading.Lock()  # of the results' file
 stopping = threading.Event()  # somebody asked to stop

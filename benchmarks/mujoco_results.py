@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from mujoco_plan import SETTINGS
+from mujoco_plan import EVERY, SETTINGS
 from scores import normalised
 
 Row = dict[str, Any]
@@ -46,9 +46,9 @@ def last_evaluation(rows: list[Row]) -> float:
 
 
 def best_evaluation(rows: list[Row]) -> float:
-    """The largest over evaluations of the mean over seeds."""
-    count = min(len(row["evals"]) for row in rows)
-    return float(np.mean([[value for _, value in row["evals"][:count]] for row in rows], 0).max())
+    """The largest over evaluations of the mean over seeds, of the evaluations that every run has."""
+    runs = [{round(step / EVERY): value for step, value in row["evals"]} for row in rows]
+    return max(float(np.mean([run[nth] for run in runs])) for nth in set.intersection(*map(set, runs)))
 
 
 def told(values: np.ndarray) -> str:

@@ -9,6 +9,8 @@ from proximo.batch import Batch
 from proximo.compiler import whole
 from proximo.reduce import discounted_sum, masked_mean, masked_variance
 
+SAME = 1e-6  # of their mean: the deviation up to which numbers in float32 are taken to be the same
+
 
 def gae(batch: Batch, gamma: float, lam: float | Tensor) -> Batch:
     """Generalized advantage estimation (Schulman et al. 2016, arXiv:1506.02438, eq. 11–16).
@@ -147,10 +149,13 @@ def revalue(batch: Batch, value: Tensor) -> Batch:
 
 
 def standardize(batch: Batch) -> Batch:
-    """Shift and scale `advantage` to mean 0 and standard deviation 1 over the live rows."""
+    """Shift and scale `advantage` to mean 0 and deviation 1 over the live rows; to 0 where all are the same."""
     mean = masked_mean(batch.advantage, batch.mask)
-    std = masked_variance(batch.advantage, batch.mask, unbiased=True).sqrt()
-    return batch.replace(advantage=(batch.advantage - mean) / (std + 1e-8))
+    centred = batch.advantage - mean
+    centred = centred - masked_mean(centred, batch.mask)  # the rounding of a sum of many numbers
+    std = masked_variance(centred, batch.mask, unbiased=True).sqrt()
+    same = std <= SAME * mean.abs()
+    return batch.replace(advantage=centred / torch.where(same, torch.inf, std + 1e-8))
 
 
 def explained_variance(batch: Batch) -> Tensor:

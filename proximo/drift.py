@@ -17,9 +17,10 @@ from proximo.reduce import masked_mean
 
 _graphs: WeakKeyDictionary[Any, dict[Any, Callable[..., tuple[Tensor, ...]]]] = WeakKeyDictionary()
 Tensors = Mapping[str, Tensor]  # of a policy, by name: parameters and buffers
-Distances = Callable[[Batch], tuple[float, float]]
+Distances = Callable[[Batch], tuple[float, float, float]]
 NEAR = 0.1  # of a bound: nearer than that, float32 is not trusted to tell on which side of it a KL lies
 ROUNDING = 1e-6  # nats; what a KL in float32 may be off, however small it is
+SHARE = 1e-6  # of a network's output, that it may be off in float32
 AIM = 0.95  # of the step that would just meet the bound if KL grew with its square
 TRIALS = 40
 SPACED, ENOUGH = 5, 16  # one row in so many shows how far the reference is, where that leaves so many of them
@@ -54,11 +55,12 @@ def kl(policy: Policy, batch: Batch) -> Tensor:
 
 
 def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
-    """A measure of batches like the example: (KL(π_old ‖ π), KL(π_ref ‖ π)), means over the live rows, in nats.
+    """A measure of batches like the example: (KL(π_old ‖ π), KL(π_ref ‖ π), error), means over the live rows, in nats.
 
     π is the policy as it is when it is asked, all of it: its normaliser too. π_old is `batch.old`, π_ref the same
-    policy with the tensors `reference`, whom every `spacing`-th row is shown to. One compiled call, in float32; both
-    are NaN if a number of the policy is not finite, be it one that no action depends on.
+    policy with the tensors `reference`, whom every `spacing`-th row is shown to. One compiled call, in float32, whose
+    rounding moves no distribution further than `error`, in deviations; all are NaN if a number of the policy is not
+    finite, be it one that no action depends on.
     """
     columns, count, apart = example.map(lambda x: x.new_empty(0)), len(example.leaves()), spacing(example)
 
@@ -69,17 +71,26 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
         some = batch.replace(old=now)
         some = some if apart == 1 else some.flatten().map(lambda x: x[::apart])
         first = lent(policy, others, lambda: policy.evaluate(some).distribution)
-        kls = torch.stack([masked_mean(batch.old.kl(now), batch.mask), masked_mean(first.kl(some.old), some.mask)])
+        kls = masked_mean(batch.old.kl(now), batch.mask), masked_mean(first.kl(some.old), some.mask)
+        error = SHARE * torch.where(batch.mask, slopes(now, batch.mask), 0).amax()
         finite = torch.stack([x.isfinite().all() for x in tensors_of(policy).values()]).all()
-        return (torch.where(finite, kls, torch.nan),)
+        return (torch.where(finite, torch.stack([*kls, error]), torch.nan),)
 
     call = fused(policy, measure, [*example.leaves(), *reference.values()])
 
-    def measured(batch: Batch) -> tuple[float, float]:
-        update, cumulative = call(*batch.leaves(), *reference.values())[0].tolist()
-        return update, cumulative
+    def measured(batch: Batch) -> tuple[float, float, float]:
+        update, cumulative, error = call(*batch.leaves(), *reference.values())[0].tolist()
+        return update, cumulative, error
 
     return measured
+
+
+def slopes(distribution: Any, mask: Tensor) -> Tensor:
+    """How many deviations of an action it takes if all that a network says changes by its own size, row by row [...].
+
+    Narrow normal distributions have large ones. 0 where a distribution has none (`slope`), as choices.
+    """
+    return torch.zeros(mask.shape, device=mask.device) + (distribution.slope() if hasattr(distribution, "slope") else 0)
 
 
 def spacing(batch: Batch) -> int:
@@ -106,9 +117,13 @@ def exact_kl(policy: Policy, before: Tensors, batch: Batch) -> float:
     return masked_mean(old.kl(new), batch.mask).item()
 
 
-def near(kl: float, bound: float) -> bool:
-    """Whether a KL of float32 may lie on the other side of a bound."""
-    return abs(kl - bound) <= NEAR * bound + ROUNDING
+def near(kl: float, bound: float, error: float = 0.0) -> bool:
+    """Whether a KL of float32 may lie on the other side of a bound, where distributions are off by `error` deviations.
+
+    A normal distribution that is d deviations from another is d²/2 nats from it, and e more are √(2 KL) e + e²/2.
+    """
+    off = math.sqrt(2 * max(kl, bound)) * error + error**2 / 2 if error else 0.0
+    return abs(kl - bound) <= NEAR * bound + ROUNDING + off
 
 
 @torch.no_grad()

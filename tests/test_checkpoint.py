@@ -14,15 +14,17 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 
 import proximo
-from proximo.errors import CheckpointError, ProximoError
-from proximo.run import checkpoint, folder, loop
+from proximo.errors import CheckpointError, ProximoError, RunFolderError
+from proximo.run import checkpoint, folder, loop, session
 from proximo.run.checkpoint import INFO, MANIFEST, MODEL, STATE
+from proximo.run.evaluate import evaluate
 
 FILES = (MODEL, STATE, INFO, MANIFEST)
 CHANGES = ("open", "mkdir", "write", "fsync", "rename", "replace", "unlink", "rmdir")  # every way to touch the disk
@@ -244,6 +246,33 @@ def test_a_signal_at_the_last_moment_of_an_update_saves_too(tmp_path: Path, monk
     run = proximo.train("CartPole-v1", steps=20_000, checkpoint_every=5000, **shape, out=tmp_path / "run", quiet=True)
     assert run.interrupted == signal.SIGINT
     assert checkpoint.latest(run.folder, pytest.fail).info["step"] == run.step
+
+
+@pytest.mark.parametrize("nth", [1, 2])
+def test_an_evaluation_that_a_signal_cut_short_is_made_when_the_run_goes_on(
+    nth: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two: the first, and that of a run which has learned all it was to learn."""
+    shape = dict(steps=520, envs=4, horizon=64, minibatches=4, epochs=1, eval_every=200, eval_episodes=2, quiet=True)
+    proximo.train("CartPole-v1", **shape, out=tmp_path / "whole")
+    played = list[int]()
+
+    def cut_short(*given: Any) -> Any:
+        played.append(1)
+        if len(played) == nth:
+            os.kill(os.getpid(), signal.SIGINT)
+        return evaluate(*given)
+
+    monkeypatch.setattr(session, "evaluate", cut_short)
+    run = proximo.train("CartPole-v1", **shape, out=tmp_path / "cut")
+    assert (run.interrupted, run.evaluated == 0) == (signal.SIGINT, nth == 1)
+    again = proximo.resume(run.folder, quiet=True)
+    whole, cut = (folder.read_rows(tmp_path / name / folder.EVALS) for name in ("whole", "cut"))
+    assert len(whole) == len(cut) == 2
+    assert whole[:nth] == cut[:nth]
+    assert again.score is not None
+    with pytest.raises(RunFolderError, match="is complete"):
+        proximo.resume(run.folder, quiet=True)
 
 
 def test_disk_full_while_logging(tmp_path: Path) -> None:

@@ -24,12 +24,13 @@ from proximo.algorithms import ALGORITHMS
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.drift import TRIALS, backtrack, exact_kl, spacing, tensors_of
+from proximo.drift import TRIALS, backtrack, exact_kl, kl, spacing, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
 from proximo.models.normalize import RunningMoments, Unscaled
 from proximo.run import ledger as ledgers
+from proximo.run import plot
 from proximo.run.checkpoint import all_of
 from proximo.run.config import RunConfig
 from proximo.run.ledger import Ledger, is_memory
@@ -162,6 +163,36 @@ def jump(policy: ActorCritic, batch: Batch) -> None:
         tensors = list(policy.parameters())
         unlucky = tensors[int(uniform(0, len(tensors)))]
         unlucky.view(-1)[0] = [math.nan, math.inf, -math.inf][int(uniform(0, 3))]
+
+
+@pytest.mark.parametrize("rows", [(1, 1), (8, 3)])
+def test_a_narrow_policy_is_measured_in_double_precision(rows: tuple[int, int]) -> None:
+    """float32 loses what a Gaussian of a small deviation moved: bounds just below the truth, 200 small steps each."""
+    policy, mask, missed = policy_for(SPACES["box"]), torch.ones(rows, dtype=torch.bool), 0
+    torch.manual_seed(3)
+    for _ in range(200):
+        scattered(policy)
+        with torch.no_grad():
+            policy.head.log_std.fill_(uniform(-10, -6))
+        batch, before = collected(policy, torch.randn(*rows, 5), mask), snapshot(policy)
+        step = [10 ** uniform(-8, -4) * torch.randn_like(parameter) for parameter in policy.parameters()]
+        add_all(policy, step)
+        true, asked = kl_of(policy, before, snapshot(policy), batch), snapshot(policy)
+        measured = kl(policy, batch).item()
+        policy.load_state_dict(before)
+        if not 1e-5 < true < 1:
+            continue
+        bound = 0.85 * true
+        missed += measured <= 0.9 * bound
+        settled(Ledger(policy, RunConfig(max_kl=bound)), policy, batch, lambda: policy.load_state_dict(asked))  # noqa: B023
+        assert kl_of(policy, before, snapshot(policy), batch) <= bound
+    assert missed > 0  # which float32 alone would have let through
+
+
+@torch.no_grad()
+def add_all(policy: ActorCritic, step: list[Tensor]) -> None:
+    for parameter, each in zip(policy.parameters(), step, strict=True):
+        parameter.add_(each)
 
 
 @pytest.mark.parametrize("name", SPACES)
@@ -561,3 +592,25 @@ def test_plot_draws_drift(
     assert command("plot", "--drift", trained, measured, "--out", png) == (0, f"{png}\n", "")
     assert iio.imread(png).std() > 1
     assert "no drift was measured in" in complaint("plot", "--drift", trained, "--out", png)
+
+
+def test_the_plot_of_drift_is_what_the_ledger_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Above what was done, points where more was asked, and the bound; below the drift, and its limit."""
+    settings = {**SMALL["ppo"], **QUIET, "max_kl": 2e-3, "stop_drift": 50.0, "lr": 0.003}
+    run = proximo.train("CartPole-v1", steps=2048, out=tmp_path / "run", **settings)
+    figures = list[Any]()
+    monkeypatch.setattr(plot, "write", lambda figure, out: figures.append(figure))
+    plot.plot_drift([run.folder], tmp_path / "drift.png")
+    told = rows(run.folder)
+    (upper, lower), cut = figures[0].axes, [row for row in told if row["alpha"] < 1]
+    assert 0 < len(cut) < len(told)
+
+    def points(rows: list[dict[str, Any]], name: str) -> list[list[float]]:
+        return [[row["step"], row[name]] for row in rows]
+
+    line, dots, bound = (each.get_xydata().tolist() for each in upper.lines)
+    assert (line, dots) == (points(told, "kl"), points(cut, "kl_asked"))
+    assert [y for _, y in bound] == [2e-3, 2e-3]
+    line, limit = (each.get_xydata().tolist() for each in lower.lines)
+    assert line == points(told, "drift")
+    assert [y for _, y in limit] == [50.0, 50.0]

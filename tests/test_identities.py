@@ -10,10 +10,12 @@ from torch import Tensor
 
 from proximo.advantages import gae, standardize
 from proximo.batch import Batch
+from proximo.compiler import compiling, fuse
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.objectives import clip, entropy, value_error
 from proximo.reduce import masked_mean
+from tests.test_compiled import needs_compiler
 
 SPACES = [
     gym.spaces.Discrete(4),
@@ -87,6 +89,26 @@ def test_gae_at_one_is_monte_carlo_and_at_zero_is_td() -> None:
         discounted = reward[t] + 0.9 * discounted
     torch.testing.assert_close(gae(batch, 0.9, 1.0).returns[0], discounted)
     torch.testing.assert_close(gae(batch, 0.9, 0.0).advantage, reward + 0.9 * next_value - value)
+
+
+@pytest.mark.parametrize("number", [0.0, -123.4, 1.7, 0.1, -7e-3, 9351.9, 1e6])
+@pytest.mark.parametrize(
+    ("rows", "compile"),
+    [*((rows, False) for rows in (2, 64, 2000, 2048, 65_536)), pytest.param(65_536, True, marks=needs_compiler)],
+)
+def test_advantages_that_are_all_the_same_say_nothing(rows: int, compile: bool, number: float) -> None:
+    """Their mean in float32 is not quite theirs, and what is left is no advantage."""
+    mask, same = torch.arange(rows) % 7 != 3, torch.full((rows,), number)
+
+    def standardized(advantage: Tensor, mask: Tensor) -> tuple[Tensor]:
+        return (standardize(Batch(advantage=advantage, mask=mask)).advantage,)
+
+    with compiling(compile):
+        call = fuse(standardized, [same, mask]) if compile else standardized
+    assert call is not None
+    assert call(same, mask)[0][mask].abs().max() == 0
+    apart = max(1.0, abs(number)) * 1e-3 * (torch.arange(rows) % 2)
+    assert call(same + apart, mask)[0][mask].std() == pytest.approx(1, abs=1e-3)
 
 
 def test_standardize_ignores_shift_and_scale() -> None:

@@ -236,6 +236,16 @@ def test_a_lucky_evaluation_is_not_the_end(tmp_path: Path) -> None:
     assert line.startswith("| Hopper-v5 | 2,077 ± 0 (2) | 2,610 | 2,609 | **no** (-532) | yes | 2,609 |")
 
 
+def test_an_evaluation_that_a_run_lacks_is_that_of_no_run(tmp_path: Path) -> None:
+    """The others stay beside those of the same step."""
+    rows = everywhere(2, spread=0.0)
+    hoppers = [each for each in rows if (each["setting"], each["env"]) == ("paper", "Hopper-v5")]
+    hoppers[0]["evals"][9][1] = hoppers[1]["evals"][9][1] = 4000.0
+    del hoppers[1]["evals"][4]
+    hoppers[0]["evals"][4][1] = 1e6
+    assert "| Hopper-v5 | 2,077 ± 0 (2) | 4,000 | 2,609 |" in page_of(rows, tmp_path)
+
+
 def test_a_task_with_more_seeds_weighs_no_more(tmp_path: Path) -> None:
     rows = everywhere(3, spread=0.0)
     rows += [row("tuned", "Hopper-v5", seed, last_100=-50.0) for seed in (5, 6, 7)]

@@ -97,9 +97,10 @@ class Child(Row):
             self.strayed = saved is not None and beyond(saved.state.get("ledger.drift"), self.config.run)
         except CheckpointError:  # resuming will tell
             self.step, rows, self.strayed = 0, [], False
-        if self.config.complete(self.step) or self.strayed:
+        over, evaluated = self.config.complete(self.step) or self.strayed, bool(rows) and rows[-1]["step"] == self.step
+        if over and evaluated:
             self.state, self.total = "done", self.step
-            self.score = finite(rows[-1].get("return_mean")) if rows and rows[-1]["step"] == self.step else None
+            self.score = finite(rows[-1].get("return_mean"))
 
     def complaint(self, status: int) -> str:
         """The one line in which the run said what was wrong."""

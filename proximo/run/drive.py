@@ -24,6 +24,8 @@ def bring_back(run: Run, saved: checkpoint.Checkpoint | None) -> None:
     else:
         save(run)  # it was stopped before its first checkpoint, and begins again
     path, steps = run.folder, run.config.run.steps
+    if run.unevaluated:
+        return
     if run.config.complete(run.step):
         advice = f"`proximo resume {path} --steps N` goes on to N steps in all"
         raise RunFolderError(f"{path} is complete: {run.step:,} of {steps:,} steps are done; {advice}")

@@ -153,6 +153,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [row for line in read_bytes(path, LOG_LIMIT).splitlines() if (row := row_in(line, path)) is not None]
 
 
+def last_evaluation(path: Path, step: int) -> int:
+    """The step of a run's last evaluation up to this one; 0 where there was none."""
+    return max((row["step"] for row in read_rows(path / EVALS) if row["step"] <= step), default=0)
+
+
 def row_in(line: bytes, path: Path) -> dict[str, Any] | None:
     """A line's row; None if it is none."""
     try:

@@ -77,8 +77,8 @@ class Ledger:
     def measured(self, batch: Batch, before: Tensors) -> tuple[float, float]:
         """KL of the update and drift from the reference, in nats; in float64 where the bound asks for it."""
         assert self.distances is not None
-        kl, drift = self.distances(batch)
-        if self.config.max_kl is not None and near(kl, self.config.max_kl):
+        kl, drift, error = self.distances(batch)
+        if self.config.max_kl is not None and near(kl, self.config.max_kl, error):
             kl = self.exact(self.policy, part(before, "policy"), batch)
         return at_least_zero(kl), at_least_zero(drift)
 

@@ -12,7 +12,7 @@ from proximo.errors import ProximoError, memory_told
 from proximo.plasticity import in_use
 from proximo.run.log import Log
 from proximo.run.panel import Reporter
-from proximo.run.run import Run, save, save_if_new
+from proximo.run.run import Run, crossed, save, save_if_new
 from proximo.run.seeding import LANES, UPDATES, derived, seed_all
 from proximo.run.signals import Interrupts
 from proximo.state import Snapshot, live_tensors, restore
@@ -27,10 +27,12 @@ def learn(run: Run, log: Log, reporter: Reporter) -> None:
     with Interrupts() as interrupts:
         start_lanes(run)
         guard = Guard(run)
+        if run.unevaluated:  # what was stopped in an evaluation begins with it
+            measure(run, log, reporter, interrupts)
         while not run.finished and interrupts.agreed() is None:
             before = run.step
             cycle(run, guard, log, reporter)
-            if run.finished or crossed(before, run.step, c.eval_every):
+            if run.unevaluated:
                 with guard.kept():
                     measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
@@ -58,11 +60,6 @@ def cycle(run: Run, guard: Guard, log: Log, reporter: Reporter) -> None:
     if run.finished or crossed(before, run.step, c.features_every):
         report = report | in_use(run.policy, batch)
     record(run, log, reporter, report, time.perf_counter() - begin, run.step - before)
-
-
-def crossed(before: int, now: int, every: int) -> bool:
-    """Whether a multiple of `every` lies in (before, now]; never for 0."""
-    return every > 0 and now // every > before // every
 
 
 def start_lanes(run: Run) -> None:
@@ -122,7 +119,7 @@ def measure(run: Run, log: Log, reporter: Reporter, interrupts: Interrupts) -> N
     score = None if run.judge is None else run.judge(lambda: interrupts.caught is not None)
     if score is None:
         return
-    run.score = score
+    run.score, run.evaluated = score, run.step
     row = {"step": run.step, **score.row()}
     log.evaluation(row, score.samples)
     reporter.evaluation(score)

@@ -41,6 +41,7 @@ class Run(Generic[P, A, S]):
     update: int = 0
     seconds: float = 0.0
     score: Rating | None = None  # the last evaluation
+    evaluated: int = 0  # its step
     metrics: dict[str, Any] = field(default_factory=dict)  # of the last update
     saved: int | None = None  # the step of the last checkpoint
     interrupted: int | None = None  # the signal that ended training early
@@ -57,6 +58,12 @@ class Run(Generic[P, A, S]):
     def finished(self) -> bool:
         """No whole rollout fits into the steps that are left, or the policy strayed."""
         return self.config.complete(self.step) or self.strayed is not None
+
+    @property
+    def unevaluated(self) -> bool:
+        """An evaluation is due: at the end, and after every `eval_every` steps; or it was cut short."""
+        due = self.finished or crossed(self.evaluated, self.step, self.config.run.eval_every)
+        return due and self.judge is not None and self.evaluated < self.step
 
     @property
     def strayed(self) -> str | None:
@@ -97,6 +104,11 @@ class Run(Generic[P, A, S]):
 EnvRun = Run[Resolved, Agent, EnvSource | TensorSource]
 
 
+def crossed(before: int, now: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (before, now]; never for 0."""
+    return every > 0 and now // every > before // every
+
+
 def state_of(run: Run) -> dict[str, Tensor]:
     """Every tensor of the run but the policy's."""
     ledger = {} if run.ledger is None else {"ledger": run.ledger}
@@ -134,6 +146,7 @@ def load(run: Run, saved: checkpoint.Checkpoint) -> None:
     load_policy(run.policy, saved)
     restore(state_of(run), saved.state, f"{saved.path}: {checkpoint.STATE}")
     run.step, run.update, run.seconds, run.saved = step, update, seconds, step
+    run.evaluated = folder.last_evaluation(run.folder, step)
 
 
 def load_policy(policy: Learner, saved: checkpoint.Checkpoint) -> None:

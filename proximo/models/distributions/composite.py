@@ -44,6 +44,11 @@ class Composite(NamedTuple):
     def entropy(self) -> Tensor:
         return total(lambda part: part.entropy(), self.parts)
 
+    def slope(self) -> Tensor | float:
+        """That of the parts which have one, together."""
+        parts = self.parts.values() if isinstance(self.parts, dict) else self.parts
+        return sum(part.slope() for part in parts if hasattr(part, "slope"))
+
     def kl(self, other: Composite) -> Tensor:
         return total(lambda part, another: part.kl(another), self.parts, other.parts)
 

@@ -45,6 +45,11 @@ class Gaussian(NamedTuple):
         each = self.log_std + 0.5 * math.log(2 * math.pi * math.e)
         return each.expand_as(self.mean).sum(-1)
 
+    def slope(self) -> Tensor:
+        """How many deviations it takes if all means of the batch change by the largest of them, or by 1 [...]."""
+        largest = 1 + self.mean.abs().amax()
+        return largest * (-2 * self.log_std).exp().expand_as(self.mean).sum(-1).sqrt()
+
     def kl(self, other: Gaussian) -> Tensor:
         ratio = (2 * (self.log_std - other.log_std)).exp()
         distance = ((self.mean - other.mean) * (-other.log_std).exp()).square()
@@ -66,6 +71,9 @@ class SquashedGaussian(NamedTuple):
     def mode(self) -> Tensor:
         """The median, which is what is customary; the density may have two peaks in a coordinate, at the bounds."""
         return self.base.mode()
+
+    def slope(self) -> Tensor:
+        return self.base.slope()
 
     def logp(self, action: Tensor) -> Tensor:
         """log N(u) − Σ log tanh′(u), where log tanh′(u) = 2 (log 2 − u − softplus(−2u)) for every u."""

@@ -41,8 +41,8 @@ def walked(kl: Exact) -> Measure:
     """Measures for the ledger, nats: KL(old ‖ now) a token; and KL(old ‖ reference) a sequence, of what sampled."""
 
     def made(policy: Any, reference: Tensors, example: Batch) -> Distances:
-        def measured(batch: Batch) -> tuple[float, float]:
-            return kl(policy, reference, batch), sequence_kl(batch).item()
+        def measured(batch: Batch) -> tuple[float, float, float]:
+            return kl(policy, reference, batch), sequence_kl(batch).item(), 0.0
 
         return measured
 

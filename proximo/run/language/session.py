@@ -138,7 +138,7 @@ def resume(
         run.folder = path
         if saved is not None and plan.complete(saved.number("step", int)) and not is_written(path, plan):
             load_run(run, saved)  # it was stopped between its last checkpoint and its end
-            return finished(run)
+            return finished(drive(run, quiet, notes) if run.unevaluated else run)
         bring_back(run, saved)
         if isinstance(run.policy, RewardModel):
             run.policy.as_it_learns()
