@@ -1,5 +1,6 @@
 """The `proximo` command: train, resume, eval, … Each verb is a function, its arguments the flags."""
 
+import contextlib
 import os
 import sys
 import threading
@@ -71,7 +72,10 @@ def resume(
     jobs: int | None = None,
     stop_drift: float | None = None,
 ) -> Run | seeds.Series:
-    """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
+    """Continue a run from its newest good checkpoint.
+
+    One that was killed ends with the same weights, bit for bit, as if it had not been. One that was asked to stop saved
+    off its schedule: it is as good, but not the same; nor is one that is made longer.
 
     Args:
         dir: the run's folder, or that of several seeds.
@@ -94,7 +98,14 @@ def resume(
     return session.resume(dir, env, steps, device, quiet, stop_drift)
 
 
-def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = None, seed: int | None = None) -> None:
+def eval_(
+    dir: Dir,
+    episodes: int = 20,
+    json: bool = False,
+    env: str | None = None,
+    seed: int | None = None,
+    max_episode_steps: int | None = None,
+) -> None:
     """Play whole episodes with the newest good checkpoint and report their returns.
 
     Args:
@@ -103,8 +114,9 @@ def eval_(dir: Dir, episodes: int = 20, json: bool = False, env: str | None = No
         json: print one JSON object.
         env: the environment again, where the folder alone must not name it (module:Id).
         seed: of the episodes; the run's own by default.
+        max_episode_steps: where episodes end at the latest; as in the run by default.
     """
-    score = loading.evaluate_run(dir, episodes, env, warn, seed)
+    score = loading.evaluate_run(dir, episodes, env, warn, seed, max_episode_steps)
     print(dumps(score.row()) if json else f"return {with_deviation(score)} over {episodes} episodes")
 
 
@@ -144,7 +156,11 @@ def plot(
         out: the .png to write.
         drift: draw instead how far the policy moved, by the update and in all.
     """
-    (plot_drift if drift else plot_runs)(dirs, out)
+    if drift:
+        for run in plot_drift(dirs, out):
+            warn(f"{run} is not drawn: no drift was measured in it")
+    else:
+        plot_runs(dirs, out)
     print(out)
 
 
@@ -173,6 +189,17 @@ def said(argv: list[str], flag: str) -> str | None:
     return words[words.index(flag) + 1] if flag in words[:-1] else None
 
 
+def helpful(argv: list[str], algo: str) -> Defaults:
+    """The bare defaults; the preset's where help is asked for on an environment, which is then what it shows."""
+    bare = Defaults(algorithm_named(algo).Config())
+    if argv[:1] not in (["train"], ["profile"]) or not {"-h", "--help"} & set(argv) or argv[1].startswith("-"):
+        return bare
+    with contextlib.suppress(ProximoError):  # which the run would tell
+        base = session.preset_config(argv[1], algo, said(argv, "--preset") or "auto")[0]
+        return Defaults(base.algorithm, base.run, base.network)
+    return bare
+
+
 def execute(argv: list[str]) -> int:
     """Parse and do; the exit code."""
     if argv == ["--version"]:
@@ -190,7 +217,7 @@ def execute(argv: list[str]) -> int:
             return tyro.cli(verbs[argv[0]], args=argv[1:], prog=f"proximo {argv[0]}{which}")
         return tyro.extras.subcommand_cli_from_dict(verbs, args=argv, prog="proximo", description=ABOUT)
 
-    done = parse(Defaults(algorithm_named(algo).Config()))
+    done = parse(helpful(argv, algo))
     if isinstance(done, Request):
         if done.seeds is not None and any(word.partition("=")[0] == "--seed" for word in argv):
             raise ConfigError("--seeds says which seeds to train: leave out --seed")
@@ -207,7 +234,6 @@ def main() -> None:
         gym.logger.min_level = gym.logger.ERROR + 1  # its warnings and workers' tracebacks: told here in one line
         threading.excepthook = lambda error: None  # a log's thread: the main thread meets the same error, and tells it
     warnings.filterwarnings("default" if debug else "ignore")
-    sys.path.append(os.getcwd())  # where module:Id may lie; last, so that nothing there stands in for what is installed
     try:
         with memory_told():
             sys.exit(execute(argv))

@@ -56,8 +56,8 @@ def train_verb(defaults: Defaults) -> Callable[..., Request]:
     ) -> Request:
         """Train an agent on a Gymnasium environment.
 
-        Where the help shows a default, the preset's value comes first: the flags you give stand over the preset, which
-        stands over the defaults.
+        The flags you give stand over the preset, which stands over the defaults: `proximo train ENV --help` shows what
+        the preset gives this environment.
 
         Args:
             env: the environment's id, for example CartPole-v1.

@@ -69,7 +69,6 @@ Register = Callable[[Callable[..., object]], str]
 def command(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """`proximo ARGV…` in this process, all that reaches stdout and stderr captured, its children's lines too."""
     monkeypatch.setattr(gym.logger, "min_level", gym.logger.min_level)  # the command changes it
-    monkeypatch.setattr(sys, "path", [*sys.path])  # likewise
 
     def run(*argv: object) -> Outcome:
         monkeypatch.setattr(sys, "argv", ["proximo", *map(str, argv)])

@@ -153,6 +153,7 @@ WRONG_IN_PYTHON: dict[str, tuple[dict[str, Any], type[ProximoError], str]] = {
     "unknown backend": (dict(backend="rust"), ConfigError, "'rust'.*sync.*async.*envpool"),
     "unknown device": (dict(device="tpu"), ConfigError, "'tpu'.*cpu.*cuda"),
     "unknown algorithm": (dict(algo="pppo"), UnknownName, "did you mean ppo"),
+    "an algorithm that is a class": (dict(algo=dict), ConfigError, "algo is <class 'dict'>: give a name"),
     "unknown preset": (dict(preset="carpole"), UnknownName, "did you mean cartpole"),
     "text for a number": (dict(lr="3e-4"), ConfigError, "lr is '3e-4': it must be float"),
     "a number for layers": (dict(hidden=64), ConfigError, "hidden is 64: it must be "),

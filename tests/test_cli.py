@@ -257,6 +257,15 @@ def test_eval_plays_other_episodes_with_another_seed(command: Command, trained: 
     assert of_run != other == again
 
 
+def test_help_on_an_environment_shows_what_its_preset_gives(command: Command) -> None:
+    shown = [command("train", *words, "--algo", "trpo", "--help").out for words in (("CartPole-v1",), ())]
+    plain = [re.sub(r"[│\s]+", " ", text) for text in shown]
+    horizons = [int(re.findall(r"two updates .PPO's T.\. \(default: (\d+)\)", text)[0]) for text in plain]
+    preset = session.preset_config("CartPole-v1", "trpo", "auto")[0].algorithm
+    assert horizons == [preset.horizon, ALGORITHMS["trpo"].Config().horizon]
+    assert preset.horizon != ALGORITHMS["trpo"].Config().horizon
+
+
 def test_an_environment_is_found_in_the_folder_where_the_command_runs(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

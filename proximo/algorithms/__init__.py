@@ -22,7 +22,7 @@ from proximo.algorithms.trpo import TRPO
 from proximo.algorithms.trpo_reuse import TRPOReuse
 from proximo.algorithms.unconstrained import Unconstrained
 from proximo.batch import Batch
-from proximo.errors import unknown
+from proximo.errors import ConfigError, unknown
 
 
 class Algorithm(Protocol):
@@ -72,6 +72,8 @@ ALGORITHMS: dict[str, Any] = {
 
 def algorithm_named(name: str) -> Any:
     """The class registered under a name; UnknownName suggests close ones."""
+    if not isinstance(name, str):
+        raise ConfigError(f"algo is {name!r}: give a name; a new one is a file beside ours (CONTRIBUTING.md)")
     if name not in ALGORITHMS:
         raise unknown("algorithm", name, ALGORITHMS)
     return ALGORITHMS[name]

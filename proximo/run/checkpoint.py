@@ -108,14 +108,18 @@ def load(path: Path) -> Checkpoint:
 
 def latest(run: Path, say: Callable[[str], None]) -> Checkpoint:
     """The newest checkpoint that verifies; `say` is told of each newer one that does not."""
-    reason = "there is none"
+    reason = ""
     for path in reversed(all_of(run)):
         try:
-            return load(path)
+            good = load(path)
         except CheckpointError as error:
             reason = str(error)
             say(f"skipping a damaged checkpoint: {reason}")
-    raise CheckpointError(f"{run} has no checkpoint that can be loaded: {reason}")
+        else:
+            if reason:
+                say(f"taking that of step {int(path.name):,} instead")
+            return good
+    raise CheckpointError(f"{run} has no checkpoint that can be loaded: {reason or 'there is none'}")
 
 
 def none_yet(run: Path) -> bool:

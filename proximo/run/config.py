@@ -225,7 +225,7 @@ def resolved(
         if name not in owners:
             if name in ELSEWHERE:
                 raise UnknownName(f"unknown setting {name!r}: it is called {ELSEWHERE[name]} here")
-            raise unknown("setting", name, owners)
+            raise unknown(f"setting of {algo}", name, owners)
     run, algorithm, network = (
         built(owner, {k: v for k, v in settings.items() if owners[k] is owner})
         for owner in (RunConfig, algorithm_named(algo).Config, Network)

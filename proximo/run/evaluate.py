@@ -95,7 +95,7 @@ def _together(agent: Agent, make: MakeEnv, indices: range, seed: int, stop: Call
             running = still
             if running and lengths[running[0]] >= LONGEST:
                 raise EnvFailure(
-                    f"an episode has not ended after {LONGEST} steps: train with --max-episode-steps N, or wrap the "
+                    f"an episode has not ended after {LONGEST} steps: give --max-episode-steps N, or wrap the "
                     "environment in gymnasium.wrappers.TimeLimit"
                 )
         return Score(returns, lengths)

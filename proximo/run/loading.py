@@ -18,7 +18,7 @@ from proximo.models.own import PARTS, MakeCore, MakeEncoder, MakePolicy, Own, mu
 from proximo.policy import Policy
 from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
-from proximo.run.config import Resolved, RunConfig
+from proximo.run.config import Resolved, RunConfig, changed
 from proximo.run.evaluate import Score, evaluate
 from proximo.run.machine import threads
 from proximo.run.run import load_policy, must_match
@@ -72,6 +72,7 @@ def evaluate_run(
     env: EnvLike | None = None,
     say: Callable[[str], None] = lambda text: None,
     seed: int | None = None,
+    max_episode_steps: int | None = None,
     *,
     encoder: MakeEncoder | None = None,
     core: MakeCore | None = None,
@@ -79,7 +80,8 @@ def evaluate_run(
 ) -> Score:
     """Play whole episodes with a run's newest good checkpoint; `env`, `encoder`, `core` and `policy` as in `resume`.
 
-    The i-th episode is seeded by (`seed`, i); without a seed by the run's, which plays what it was evaluated by.
+    The i-th episode is seeded by (`seed`, i); without a seed by the run's, which plays what it was evaluated by. It
+    ends after `max_episode_steps` at the latest, by default the run's.
     """
     if episodes < 1:
         raise ConfigError(f"episodes is {episodes}: at least 1 is needed")
@@ -88,6 +90,7 @@ def evaluate_run(
     agent, env, run = opened(Path(path), env, say, Own(encoder, core, policy))
     if isinstance(env, MANY):
         raise ConfigError("evaluation needs single environments: pass a maker, not a vector environment")
+    run = changed(run, max_episode_steps=max_episode_steps)
     make = single(env, run.max_episode_steps, **run.options)
     with threads(run.threads):
         score = evaluate(agent, make, episodes, run.seed if seed is None else seed)
@@ -189,5 +192,6 @@ def environment_of(config: Resolved, env: EnvLike | None) -> EnvLike:
         advice = "in Python pass it again: proximo.resume(folder, env=…), proximo.evaluate(folder, env=…)"
         raise RunFolderError(f"this run's environment {config.env} was made in Python; {advice}")
     if ":" in config.env:
-        raise RunFolderError(f"{config.env} would import a module that this folder names: pass it yourself as env")
+        advice = "give it yourself, by --env or env="
+        raise RunFolderError(f"{config.env} would import a module that this folder names: {advice}")
     return config.env

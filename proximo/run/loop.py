@@ -88,11 +88,15 @@ class Guard:
         try:
             with memory_told():
                 yield
-        except (ProximoError, KeyboardInterrupt):
+        except (ProximoError, KeyboardInterrupt) as error:
             restore(self.live, self.before, "undoing a failed update")
-            if not self.sharded:  # to save, all ranks must come
-                save_if_new(self.run)
-            raise
+            if self.sharded:  # to save, all ranks must come
+                raise
+            save_if_new(self.run)
+            if self.run.step == 0 or isinstance(error, KeyboardInterrupt):
+                raise
+            saved = f"step {self.run.step:,} is saved, `proximo resume {self.run.folder}` goes on from there"
+            raise type(error)(f"{error} ({saved})") from error
 
 
 def record(run: Run, log: Log, reporter: Reporter, report: dict[str, Any], seconds: float, steps: int) -> None:

@@ -53,10 +53,11 @@ def plot_runs(folders: Sequence[Path], out: Path) -> None:
     write(figure, out)
 
 
-def plot_drift(folders: Sequence[Path], out: Path) -> None:
+def plot_drift(folders: Sequence[Path], out: Path) -> list[Path]:
     """Draw from drift.jsonl how far each update moved the policy, and how far it is from where drift is measured.
 
-    A line is a run. Points are updates as they were asked for, where the bound cut or undid them.
+    A line is a run. Points are updates as they were asked for, where the bound cut or undid them. Returns the runs that
+    are not drawn, as nothing was measured in them.
     """
     runs = [run for path in some(folders) for run in (seed_folders(path) or [path])]
     ledgers = {run: rows for run in runs if read_plan(run) and (rows := read_rows(run / DRIFT))}
@@ -88,6 +89,7 @@ def plot_drift(folders: Sequence[Path], out: Path) -> None:
     along(lower, configs[0].axes[0], configs[0].drift_axis)
     figure.legend(*upper.get_legend_handles_labels(), loc="outside lower center", fontsize=8)
     write(figure, out)
+    return [run for run in runs if run not in ledgers]
 
 
 def some(folders: Sequence[Path]) -> Sequence[Path]:
@@ -155,7 +157,10 @@ def differences(settings: Sequence[dict[str, Any]]) -> list[list[str]]:
     if len({setting.get("preset") for setting in settings}) > 1:
         return [[f"preset {setting.get('preset')}"] for setting in settings]
     more = [f"{len(names) - MOST_SHOWN} more"] if len(names) > MOST_SHOWN else []
-    return [[f"{name} {setting.get(name)}" for name in names[:MOST_SHOWN]] + more for setting in flat]
+    return [
+        [f"{name} {value}" for name in names[:MOST_SHOWN] if (value := setting.get(name)) is not None] + more
+        for setting in flat
+    ]
 
 
 def curve_of(folder: Path, name: str) -> Curve:

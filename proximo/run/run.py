@@ -86,8 +86,8 @@ class Run(Generic[P, A, S]):
         if self.ledger is not None:
             rows = folder.read_rows(self.folder / folder.DRIFT)
             cut = sum(row["alpha"] < 1 for row in rows)
-            drift = f"{self.ledger.drift.item():.3g} from the reference"
-            lines += [f"drift  {drift}; {cut:,} of {len(rows):,} updates were cut or undone"]
+            bounded = "" if self.config.run.max_kl is None else f"; {cut:,} of {len(rows):,} updates were cut or undone"
+            lines += [f"drift  {self.ledger.drift.item():.3g} from the reference{bounded}"]
         if self.seconds > 0:
             each = f"{rounded(self.step / self.seconds)} {self.config.axes[0].split()[-1]}/s"
             lines += [f"speed  {each} ({self.step:,} in {self.seconds:,.0f} s, evaluations aside)"]

@@ -157,11 +157,13 @@ def resume(
     core: MakeCore | None = None,
     policy: MakePolicy | None = None,
 ) -> EnvRun:
-    """Continue a run from its newest good checkpoint, exactly as if it had never stopped.
+    """Continue a run from its newest good checkpoint: exactly as if it had never stopped, where it was killed.
+
+    One that was asked to stop saved off its schedule, and is as good, but not the same (docs/architecture.md).
 
     `env` is needed where the run was started from Python with a maker or a vector environment; `encoder`, `core` and
     `policy` are those it was started with, where they came from you. `steps` extends the run to that many in all, which
-    is not the run of that length from the start (docs/architecture.md). `device` moves it; the numbers then differ a
+    is not the run of that length from the start either. `device` moves it; the numbers then differ a
     little. `stop_drift` lets a run that strayed go on, or stops one earlier.
     """
     path, own = Path(path), Own(encoder, core, policy)
@@ -206,7 +208,8 @@ def cautions(config: Resolved, lanes: Lanes) -> list[str]:
     run, updates, found = config.run, config.run.steps // config.rollout, list[str]()
     if updates < FEW_UPDATES:
         found.append(
-            f"only {updates} updates of {config.rollout:,} steps: expect little; raise --steps or lower --horizon"
+            f"no more than about {updates} updates, of {config.rollout:,} steps each: expect little; raise --steps or "
+            "lower --horizon"
         )
     if lanes.episode_limit and lanes.episode_limit * run.envs > run.checkpoint_every:
         found.append(

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gymnasium as gym
@@ -67,7 +70,23 @@ def made_by_name(name: str, limit: int | None, options: dict[str, Any]) -> gym.E
         game = without(options, *SIGNS)  # life by life, as it was learned: each begins with the fire button
         one = OneLane(lambda seed: envpool_lanes(name, 1, seed, limit, game))
         return one if limit is None else gym.wrappers.TimeLimit(one, limit)  # not all of them heed theirs
-    return guarded(name, lambda: gym.make(name, disable_env_checker=True, max_episode_steps=limit, **options))
+    with beside(name):
+        return guarded(name, lambda: gym.make(name, disable_env_checker=True, max_episode_steps=limit, **options))
+
+
+@contextmanager
+def beside(name: str) -> Iterator[None]:
+    """A block in which the module of module:Id is found in the current folder too, after all that is installed.
+
+    For that alone: a folder that somebody else filled may hold modules of any name.
+    """
+    here = [os.getcwd()] if ":" in name and os.getcwd() not in sys.path else []
+    sys.path += here
+    try:
+        yield
+    finally:
+        for path in here:
+            sys.path.remove(path)
 
 
 def envpool_alone(name: str) -> bool:
