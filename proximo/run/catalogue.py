@@ -19,6 +19,8 @@ from proximo.presets.preset import Preset
 from proximo.sources.backends import BACKENDS
 from proximo.sources.envpool import envpool_ids
 
+MOST = 8  # names
+
 
 def papers(algorithms: Mapping[str, type[Any]]) -> list[tuple[str, str]]:
     """Each algorithm's name, and the first line of its file."""
@@ -30,6 +32,13 @@ def served(preset: Preset) -> str:
     return "" if "ppo" in preset.algos else f" (for {', '.join(preset.algos)})"
 
 
+def tasks(preset: Preset) -> str:
+    """The tasks that a preset fits, or how many; `--preset auto` takes one that fits none never."""
+    names = [name for name in preset.fits if name]
+    few = names if len(names) <= MOST else [*names[:2], f"… {len(names)} of them"]
+    return ", ".join(few) or ("any" if preset.fits else "where it is asked for")
+
+
 def show(console: Console) -> None:
     """Print all of it."""
     for title, rows in (
@@ -37,7 +46,7 @@ def show(console: Console) -> None:
         ("algorithms of `proximo language`", papers(LANGUAGE)),
         (
             "presets",
-            [(p.name, f"{', '.join(filter(None, p.fits)) or 'any'} — {p.source}{served(p)}") for p in PRESETS.values()],
+            [(p.name, f"{tasks(p)} — {p.source}{served(p)}") for p in PRESETS.values()],
         ),
         ("backends", list(BACKENDS.items())),
     ):
