@@ -33,10 +33,11 @@ def served(preset: Preset) -> str:
 
 
 def tasks(preset: Preset) -> str:
-    """The tasks that a preset fits, or how many; `--preset auto` takes one that fits none never."""
+    """The tasks for which `--preset auto` may take a preset, or how many."""
     names = [name for name in preset.fits if name]
     few = names if len(names) <= MOST else [*names[:2], f"… {len(names)} of them"]
-    return ", ".join(few) or ("any" if preset.fits else "where it is asked for")
+    taken = preset.fits or preset.name in ("discrete", "continuous")  # where no other fits
+    return ", ".join(few) or ("any" if taken else "where it is asked for")
 
 
 def show(console: Console) -> None:
