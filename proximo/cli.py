@@ -49,7 +49,7 @@ def start(first: Request, parse: Callable[[Defaults], Request]) -> Run | seeds.S
         base, notes = session.preset_config(name, first.algo, first.preset)
         preset = base.preset
     asked = parse(Defaults(base.algorithm, base.run, base.network))
-    asked.network.must_heed({name for name, x in vars(asked.network).items() if x != getattr(base.network, name)})
+    notes += asked.network.idle([name for name, x in vars(asked.network).items() if x != getattr(base.network, name)])
     run = replace(asked.run, env_options=merged(base.run.env_options, asked.run.env_options))
     config = Resolved(name, base.algo, preset, run, asked.algorithm, asked.network)
     if ranks.launched() > 1 and (asked.form is not None or asked.seeds is not None):

@@ -257,6 +257,19 @@ def test_eval_plays_other_episodes_with_another_seed(command: Command, trained: 
     assert of_run != other == again
 
 
+IDLE = {
+    "--memory-size 8": "memory_size does nothing here: give --memory lstm, gru or transformer too",
+    "--memory lstm --memory-window 8": "memory_window does nothing here: give --memory transformer too",
+    "--sequence 8": "sequence does nothing here: give --memory or --frame-stack too",
+}
+
+
+@pytest.mark.parametrize("words", IDLE)
+def test_what_does_nothing_is_told(words: str, command: Command, tmp_path: Path) -> None:
+    done = command("train", "CartPole-v1", *FLAGS, "--steps", 256, *words.split(), "--out", tmp_path / "run")
+    assert (done.code, IDLE[words] in done.err) == (0, True)
+
+
 def test_help_on_an_environment_shows_what_its_preset_gives(command: Command) -> None:
     shown = [command("train", *words, "--algo", "trpo", "--help").out for words in (("CartPole-v1",), ())]
     plain = [re.sub(r"[│\s]+", " ", text) for text in shown]

@@ -99,6 +99,7 @@ def test_counters_that_are_none(hostile: Path, trained: Path, name: str, value: 
         plant(hostile, trained, config_of(trained), **{name: value})
         assert INFO in refused(hostile, resume)
     plant(hostile, trained, config_of(trained), step=10**15)
+    (hostile / "eval.jsonl").write_text(json.dumps({"step": 10**15}) + "\n")  # else it would be evaluated
     assert "complete" in refused(hostile, resume)
 
 

@@ -66,16 +66,15 @@ class Network:
     log_std_init: float = 0.0
     """Natural logarithm of the standard deviation that continuous actions begin with."""
 
-    def must_heed(self, asked: Collection[str]) -> None:
-        """ConfigError where what was asked for by name does nothing in such a network."""
+    def idle(self, asked: Collection[str]) -> list[str]:
+        """What of the settings that were asked for by name does nothing in such a network, and what would heed it."""
         heeds = dict(
             memory_size=(self.memory != "none", "--memory lstm, gru or transformer"),
             memory_window=(self.memory == "transformer", "--memory transformer"),
             sequence=(self.remembers, "--memory or --frame-stack"),
         )
-        for name, (heeded, way) in heeds.items():
-            if name in asked and not heeded:
-                raise ConfigError(f"{name} is set, but the policy has nothing that heeds it: give {way} too")
+        idle = {name: way for name, (heeded, way) in heeds.items() if name in asked and not heeded}
+        return [f"{name} does nothing here: give {way} too" for name, way in idle.items()]
 
     @property
     def remembers(self) -> bool:

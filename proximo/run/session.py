@@ -102,14 +102,13 @@ def preset_config(
     if "env_options" in asked:
         asked["env_options"] = merged(taken.get("env_options", ()), asked["env_options"])
     config = resolved(name_of(env), algo, chosen.name, {**taken, **asked}, isinstance(env, str), yours)
-    if not yours:
-        config.network.must_heed(asked)
+    idle = [] if yours else config.network.idle(asked)
     why = "fits the environment" if preset == "auto" else "as asked"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
     if chosen.task is not None:
         why += f"; {', '.join(chosen.task.settings_for(algo, taken))} of {chosen.task.name}"
-    return config, [f"preset {chosen.name} ({why}): {chosen.source}"]
+    return config, [f"preset {chosen.name} ({why}): {chosen.source}", *idle]
 
 
 def begin(
