@@ -104,9 +104,8 @@ def guarded(name: str, make: MakeEnv) -> gym.Env:
         raise MissingExtra(f"{name} needs a package that is not installed: {advice}") from None
     except ModuleNotFoundError as error:
         module = error.name or name.partition(":")[0]
-        raise MissingExtra(
-            f"{name} needs the module {module!r}, which is neither installed nor in this folder"
-        ) from None
+        where = "neither installed nor in this folder" if ":" in name else "not installed"
+        raise MissingExtra(f"{name} needs the module {module!r}, which is {where}") from None
     except gym.error.UnregisteredEnv as error:
         if name.partition(":")[2]:
             raise ConfigError(f"{name}: {error}") from None
