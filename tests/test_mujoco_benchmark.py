@@ -262,7 +262,7 @@ def test_the_page_names_the_algorithm_and_the_preset_of_each_column(tmp_path: Pa
     assert "| natural | natural policy gradient | natural | trust-mujoco | – |" in text
     assert "| a2c | A2C | a2c | a2c-mujoco | – |" in text
     different = (
-        "envs 1 for 4, horizon 2048 for 512, gamma 0.9999 for 0.99, anneal_lr False for True, log_std_init 0.0 for -1.0"
+        "envs 1 for 32, horizon 2048 for 64, gamma 0.9999 for 0.99, anneal_lr False for True, log_std_init 0.0 for -1.0"
     )
     assert f"On Swimmer-v5 `tuned` is `tuned-swimmer` with `--algo recompute`: {different}." in text
     assert "have changed since" not in text
