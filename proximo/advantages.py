@@ -111,16 +111,16 @@ def vtrace(
         A_t = ρ_t (δ_t + γλ (1 − terminated_t − truncated_t) e_{t+1}),   δ_t as in `gae`
 
     `logp` [T, N] is that of the policy π that learns; `batch.logp` that of the policy μ that collected. `value` is
-    today's critic's, and so is `next_value` but where `revalue` leaves what the critic of then said. Adds `advantage` A
-    and `returns` v, [T, N], and exchanges `logp`: A holds the correction, and what follows takes the batch for one of
-    π's own (as the decoupled objective of Hilton et al. 2021, arXiv:2110.00641). Where π is μ this is `gae`. For λ < 1
-    the next state's target is the λ-mixture of v and V, which for λ = 1 is the paper's. Dead rows get zero and pass
-    nothing on.
+    today's critic's, and so is `next_value` but where `revalue` leaves what the critic of then said. Adds `advantage`
+    A, `returns` v and `weight` ρ, [T, N], and exchanges `logp`: A holds the correction, and what follows takes the
+    batch for one of π's own (as the decoupled objective of Hilton et al. 2021, arXiv:2110.00641). Where π is μ this is
+    `gae`. For λ < 1 the next state's target is the λ-mixture of v and V, which for λ = 1 is the paper's. Dead rows get
+    zero and pass nothing on. To shift and scale A takes `standardize_weighted`.
     """
     columns = batch.reward, batch.value, batch.next_value, batch.mask, batch.terminated, batch.truncated
     found = _vtrace(*columns, logp, batch.logp, gamma=gamma, lam=lam, rho_bar=rho_bar, c_bar=c_bar)
-    advantage, excess = found.unbind()
-    return batch.replace(advantage=advantage, returns=excess + batch.value, logp=logp)
+    advantage, excess, weight = found.unbind()
+    return batch.replace(advantage=advantage, returns=excess + batch.value, weight=weight, logp=logp)
 
 
 @whole
@@ -134,7 +134,7 @@ def _vtrace(
     rho, c = ratio.clamp(max=rho_bar), ratio.clamp(max=c_bar)
     excess = discounted_sum(rho * delta, carry * c)
     following = torch.cat([excess[1:], torch.zeros_like(excess[:1])])
-    return torch.stack([rho * (delta + carry * following), excess])
+    return torch.stack([rho * (delta + carry * following), excess, rho])
 
 
 def revalue(batch: Batch, value: Tensor) -> Batch:
@@ -151,7 +151,22 @@ def revalue(batch: Batch, value: Tensor) -> Batch:
 def standardize(batch: Batch) -> Batch:
     """Shift and scale `advantage` to mean 0 and deviation 1 over the live rows; to 0 where all are the same."""
     mean = masked_mean(batch.advantage, batch.mask)
-    centred = batch.advantage - mean
+    return _scaled(batch, batch.advantage - mean, mean)
+
+
+def standardize_weighted(batch: Batch) -> Batch:
+    """ρ (A − m) / s for the `advantage` ρ A and `weight` ρ of `vtrace`: mean 0, deviation 1; 0 where A is one number.
+
+    m = Σ ρ A / Σ ρ over the live rows. A constant taken off ρ A itself would be no baseline, and push towards the
+    actions that π takes more often than μ did: E_μ[∇ log π] is not 0, E_μ[ρ ∇ log π] is, where ρ̄ cuts nothing.
+    """
+    mean = masked_mean(batch.advantage, batch.mask)
+    usual = masked_mean(batch.weight, batch.mask).clamp(min=torch.finfo(mean.dtype).tiny)
+    return _scaled(batch, batch.advantage - batch.weight * (mean / usual), mean)
+
+
+def _scaled(batch: Batch, centred: Tensor, mean: Tensor) -> Batch:
+    """The batch with the advantages `centred`, whose mean was `mean`, at deviation 1."""
     centred = centred - masked_mean(centred, batch.mask)  # the rounding of a sum of many numbers
     std = masked_variance(centred, batch.mask, unbiased=True).sqrt()
     same = std <= SAME * mean.abs()

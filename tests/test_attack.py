@@ -69,7 +69,7 @@ def test_advantages_times_a_million(
 ) -> None:
     """Where they are estimated, and again where they are standardised; no limit to the gradient."""
     module, million = sys.modules[ALGORITHMS[algo].__module__], 0
-    for name in ("standardize", "gae", "monte_carlo", "vtrace"):
+    for name in ("standardize", "standardize_weighted", "gae", "monte_carlo", "vtrace"):
         if hasattr(module, name):
             monkeypatch.setattr(module, name, times(1e6, getattr(module, name)))
             million += 1

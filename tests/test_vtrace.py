@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from proximo.advantages import gae, vtrace
+from proximo.advantages import gae, standardize, standardize_weighted, vtrace
 from proximo.algorithms.ppo import PPO
 from proximo.algorithms.reuse import Reuse
 from proximo.algorithms.trpo_reuse import TRPOReuse
@@ -187,6 +187,56 @@ def test_next_values_are_those_of_true_next_observations() -> None:
     torch.testing.assert_close(got.next_value[:4, 1], now.value[1:, 1].detach())
     assert got.next_value[1, 0] == 7
     assert got.next_value[4].tolist() == [7, 7]
+
+
+def two_arms(rewards: list[float], rho_bar: float) -> torch.Tensor:
+    """The gradient in both logits, by enumeration: π takes arm 0 nine times in ten, μ took either as often."""
+    logits = torch.tensor([0.9, 0.1], dtype=torch.float64).log().requires_grad_()
+    yes, zero = torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.float64)
+    columns = dict(reward=torch.tensor([rewards]).double(), value=zero, next_value=zero, terminated=yes, truncated=~yes)
+    batch = Batch(**columns, mask=yes, logp=zero + np.log(0.5))
+    logp = logits.log_softmax(0)
+    batch = standardize_weighted(vtrace(batch, logp.detach()[None], 0.9, rho_bar=rho_bar))
+    return torch.autograd.grad((batch.advantage[0] * logp).mean(), logits)[0]
+
+
+@pytest.mark.parametrize("rho_bar", [1.0, np.inf])
+@pytest.mark.parametrize("reward", [1.0, -1.0, 300.0])
+def test_of_two_arms_that_pay_the_same_none_is_better(reward: float, rho_bar: float) -> None:
+    """Whatever the critic says, which is wrong here: a constant taken off ρ A would push towards the likelier one."""
+    assert two_arms([reward, reward], rho_bar).tolist() == [0, 0]
+
+
+def test_the_better_arm_gains_as_much_as_on_policy() -> None:
+    gained = two_arms([0.8, 1.2], np.inf)
+    on_policy = torch.tensor([0.9 * 0.1, -0.9 * 0.1]) * (0.8 - 1.2)  # Σ π(a) A(a) (1[a] − π), by hand
+    torch.testing.assert_close(gained / gained.norm(), on_policy.double() / on_policy.norm())
+    cut = two_arms([0.8, 1.2], 1.0)
+    assert cut[1] > 0 > cut[0]
+
+
+@settings(max_examples=100, deadline=None)
+@cases
+def test_with_weights_of_one_it_standardizes_as_without(seed: int, steps: int, lanes: int, data: st.DataObject) -> None:
+    batch = gae(batch_of(collection(seed, steps, lanes, data)), 0.9, 0.8)
+    weighted = batch.replace(weight=torch.ones_like(batch.advantage))
+    torch.testing.assert_close(standardize_weighted(weighted).advantage, standardize(batch).advantage)
+
+
+@pytest.mark.parametrize("make", [Reuse, TRPOReuse])
+def test_where_nothing_can_be_gained_an_old_collection_moves_no_policy(make: Any) -> None:
+    policy: Any = policy_for(gym.spaces.Discrete(3))
+    with torch.no_grad():
+        for parameter in policy.critic.parameters():
+            parameter.zero_()
+    algorithm = make(policy, make.Config(lr=1e-2, epochs=2, rollouts=2))
+    batch, no = batch_for(policy), torch.zeros(16, 4, dtype=torch.bool)
+    ones = torch.ones(16, 4)
+    columns = dict(start=~no, terminated=~no, truncated=no, reward=ones, next_value=ones, logp=-ones)  # drawn evenly
+    before = [p.clone() for p in policy.actor.parameters()]
+    algorithm.step(batch.replace(**columns), 0.0)
+    assert all(torch.equal(p, old) for p, old in zip(policy.actor.parameters(), before, strict=True))
+    assert any(p.any() for p in policy.critic.parameters()), "the critic learned"
 
 
 def test_one_rollout_is_ppo() -> None:

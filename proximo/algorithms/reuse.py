@@ -4,7 +4,7 @@ The paper puts the rollouts of several consecutive policies π_n into a buffer, 
 fits advantages of all of them under today's value function. Here the correction for who acted is V-trace
 (`advantages.vtrace`), and each ratio is clipped around the policy that the update starts from:
 
-    E[min(r A, clip(r, 1 − ε, 1 + ε) A)],   r = π(a|s) / π_old(a|s),   A ∝ min(1, π_old(a|s) / π_n(a|s))
+    E[min(r A, clip(r, 1 − ε, 1 + ε) A)],   r = π(a|s) / π_old(a|s),   A ∝ min(1, π_old(a|s) / π_n(a|s)) (Â − m)
 
 Clipped around π_n instead, rows of older policies would lose their gradient before the first step (Queeney et al. 2021,
 arXiv:2111.00072).
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from proximo.advantages import explained_variance, standardize, vtrace
+from proximo.advantages import explained_variance, standardize_weighted, vtrace
 from proximo.algorithms.config import Proximal
 from proximo.batch import Batch
 from proximo.checks import check
@@ -68,8 +68,9 @@ class Reuse:
         batch = self.reward_scale.scaled(self.rollouts.together())
         batch = vtrace(*judged(self.policy, batch), c.gamma, c.lam)
         report = sgd(
-            self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm, standardize
-        )
+            self.policy, self.optimizer, self.objective, batch, c.epochs, c.minibatches, c.max_grad_norm,
+            standardize_weighted,
+        )  # fmt: skip
         return {**report, "explained_variance": explained_variance(batch), "lr": lr}
 
     def state_tensors(self) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from proximo.advantages import explained_variance, standardize, vtrace
+from proximo.advantages import explained_variance, standardize_weighted, vtrace
 from proximo.algorithms.trpo import TRPOConfig
 from proximo.batch import Batch
 from proximo.checks import check
@@ -61,7 +61,7 @@ class TRPOReuse:
         batch = self.reward_scale.scaled(self.rollouts.together())
         batch = vtrace(*judged(self.policy, batch), c.gamma, c.lam)
         report = natural_step(
-            self.policy, self.optimizer, self.objective, standardize(batch),
+            self.policy, self.optimizer, self.objective, standardize_weighted(batch),
             c.delta, c.cg_iterations, c.cg_damping, c.fisher_fraction, c.halvings,
         )  # fmt: skip
         fit = sgd(self.policy, self.optimizer, self.fit, batch, c.epochs, c.minibatches, c.max_grad_norm)
