@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from proximo.advantages import standardize
 from proximo.algorithms.natural import NPG
 from proximo.algorithms.trpo import TRPO
+from proximo.algorithms.trpo_reuse import TRPOReuse
 from proximo.batch import Batch, leaves_of, with_leaves
 from proximo.compiler import compiling, lent
 from proximo.errors import NonFiniteError, StaleGraph
@@ -28,6 +29,7 @@ from proximo.updaters.adam import Adam
 from proximo.updaters.natural import conjugate_gradient, fisher_vector_product, natural_step
 from proximo.updaters.sgd import sgd
 from tests.conftest import rest_slow
+from tests.test_attack import KINDS, walked
 from tests.test_compiled import SPACES, Numbers, batch_for, needs_compiler, policy_for
 
 every_space = pytest.mark.parametrize("name", SPACES)
@@ -64,9 +66,29 @@ def exact_kl(policy: ActorCritic, before: Tensor, batch: Batch) -> float:
 @every_space
 def test_fisher_vector_products_are_those_of_the_exact_hessian_of_the_kl(name: str) -> None:
     torch.manual_seed(0)
-    policy = perturbed(name).double()
-    batch = batch_for(policy.float()).map(double)
-    policy.double()
+    policy = perturbed(name)
+    fisher_is_the_hessian(policy, batch_for(policy))
+
+
+def of_kind(name: str) -> tuple[ActorCritic, Batch]:
+    """Any kind of policy with a trunk for the critic, somewhere, and a collection of it."""
+    torch.manual_seed(0)
+    seen, acts, numbers = KINDS[name]
+    policy = ActorCritic(seen, acts, Network(hidden=(6,), trunk="separate", **numbers))
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    batch = Batch(**{column: x for column, x in vars(walked(policy)).items() if not column.startswith("last")})
+    return policy, batch.replace(mask=batch.mask & (torch.arange(batch.mask.numel()).view_as(batch.mask) != 4))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_so_they_are_for_every_kind_of_policy(name: str) -> None:
+    fisher_is_the_hessian(*of_kind(name))
+
+
+def fisher_is_the_hessian(policy: ActorCritic, batch: Batch) -> None:
+    policy, batch = policy.double(), batch.map(double)
     old, parameters = detached(policy.evaluate(batch).distribution), list(policy.parameters())
     product = fisher_vector_product(policy.evaluate(batch).distribution, batch.mask, parameters)
     vector = torch.cat([p.detach().reshape(-1) for p in parameters])
@@ -84,7 +106,20 @@ def test_fisher_vector_products_are_those_of_the_exact_hessian_of_the_kl(name: s
     torch.testing.assert_close(fisher, hessian, rtol=0, atol=1e-10)
     torch.testing.assert_close(product(vector), hessian @ vector, rtol=0, atol=1e-10)
     critics = torch.cat([torch.full((p.numel(),), "critic" in n) for n, p in policy.named_parameters()])
+    assert critics.any()
     assert not fisher[critics].any()
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_kind_of_policy_goes_a_step_within_the_bound(name: str) -> None:
+    policy, batch = of_kind(name)
+    batch = standardize(batch.replace(advantage=torch.randn(batch.mask.shape)))
+    old = detached(policy.evaluate(batch).distribution)
+    report = natural_step(policy, Adam(policy), surrogate(), batch, 0.01, damping=0.01, halvings=10)
+    assert report["step_size"] > 0
+    assert report["loss"] < 0
+    gone = masked_mean(old.kl(policy.evaluate(batch).distribution), batch.mask)
+    assert 1e-3 < gone <= 0.01 + 1e-6
 
 
 @settings(max_examples=200, deadline=None)
@@ -130,6 +165,46 @@ def test_trpo_and_natural_gradient_agree_where_the_search_accepts_at_once(name: 
     assert said["kl_old"] <= 0.01
     assert said["loss"] < 0
     assert {key: value.item() for key, value in told.items()} == {key: value.item() for key, value in said.items()}
+
+
+@pytest.mark.parametrize("make", [NPG, TRPO, TRPOReuse])
+def test_an_algorithm_takes_the_step_that_its_numbers_ask_for(make: Any) -> None:
+    """Each number that differs makes another step."""
+
+    def after_a_step(**numbers: Any) -> tuple[float, ...]:
+        policy = policy_for(SPACES["box"])
+        batch, no = batch_for(policy), torch.zeros(16, 4, dtype=torch.bool)
+        with torch.no_grad():
+            now = policy.evaluate(batch)
+        columns = dict(logp=now.logp, value=now.value, reward=batch.returns, next_value=batch.returns, start=no)
+        torch.manual_seed(3)
+        algorithm = make(policy, make.Config(**dict(fisher_fraction=0.5, lr=1e-12) | numbers))
+        algorithm.step(batch.replace(**columns, terminated=no, truncated=no), 0.0)
+        return tuple(algorithm.optimizer.state["vector"].tolist())
+
+    changes: list[dict[str, Any]] = [dict(delta=0.02), dict(cg_iterations=2), dict(cg_damping=0.5)]
+    changes.append(dict(fisher_fraction=1.0))
+    ends = [after_a_step(), *(after_a_step(**change) for change in changes)]
+    assert len(set(ends)) == len(ends)
+    assert after_a_step() == ends[0]
+
+
+@pytest.mark.parametrize("make", [TRPO, TRPOReuse])
+def test_the_search_halves_as_often_as_it_may(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    inside = make.step.__globals__
+    step = inside["natural_step"]
+
+    def watched(*given: Any) -> Diagnostics:
+        asked.append(given[-1])
+        return step(*given)
+
+    monkeypatch.setitem(inside, "natural_step", watched)
+    policy = policy_for(SPACES["box"])
+    batch, no = batch_for(policy), torch.zeros(16, 4, dtype=torch.bool)
+    columns = dict(value=batch.returns, reward=batch.returns, next_value=batch.returns, start=no)
+    make(policy, make.Config(halvings=7)).step(batch.replace(**columns, terminated=no, truncated=no), 0.0)
+    assert asked == [7]
 
 
 def test_the_two_algorithms_agree_as_well() -> None:

@@ -280,6 +280,59 @@ def test_an_encoder_that_insists_on_float32_is_refused_with_a_bound(tmp_path: Pa
         proximo.train(Toy, encoder=insists, **TINY, max_kl=0.01, out=tmp_path / "run")
 
 
+class OneTrunk(Network):
+    """Actor and critic on one layer."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(8, outputs)
+        self.trunk = nn.Sequential(nn.Linear(inputs, 8), nn.Tanh())
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        return super().forward(self.trunk(observation))
+
+
+def one_trunk(observation_space: gym.Space, action_space: gym.Space) -> nn.Module:
+    head: Any = proximo.head_for(action_space)
+    assert observation_space.shape is not None
+    return proximo.FeedForward(observation_space, OneTrunk(observation_space.shape[0], head.outputs), head)
+
+
+def once(space: gym.Space, made: list[nn.Module] = []) -> nn.Module:  # noqa: B006
+    """The same encoder for actor and critic."""
+    made += [Encoder(space)] if not made else []
+    return made[0]
+
+
+@pytest.mark.parametrize("algo", ["trpo", "natural", "trpo_reuse"])
+@pytest.mark.parametrize(
+    ("own", "shared"),
+    [(dict(policy=one_trunk), r"network\.trunk\.0\.bias"), (dict(encoder=once), r"trunk\S*\.encoder\.layer\.bias")],
+    ids=["policy", "encoder"],
+)
+def test_what_actor_and_critic_share_would_leave_the_trust_region(
+    algo: str, own: dict[str, Any], shared: str, tmp_path: Path
+) -> None:
+    numbers = dict(horizon=16, envs=2, steps=64, quiet=True, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=f"{algo} fits the value after the policy's step, and would move {shared}"):
+        proximo.train(Toy, algo, **own, **numbers)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_what_is_apart_takes_steps_of_trpo(name: str, tmp_path: Path) -> None:
+    more = {} if "policy" in name else dict(sequence=8)
+    numbers: dict[str, Any] = dict(horizon=16, envs=2, steps=64, quiet=True, minibatches=1)
+    own = {part: make for part, make in OWN[name].items() if part != "trunk"}
+    if name == REMEMBERS:
+        own = dict(
+            policy=lambda seen, acts: ActorCritic(seen, acts, Numbers(memory="gru", sequence=8, trunk="separate"))
+        )
+    run = proximo.train(Toy, "trpo", **own, **more, **numbers, out=tmp_path / "run")
+    last = json.loads((run.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert 0 < last["kl_old"] <= 0.01
+    assert last["step_size"] > 0
+
+
 class Leaks(Core):
     def forward(self, inputs: Tensor, state: Any, start: Tensor) -> tuple[Tensor, Any]:
         return super().forward(inputs, state, torch.zeros_like(start))

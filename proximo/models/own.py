@@ -204,6 +204,23 @@ def must_be_measured(policy: Policy, observation_space: gym.Space, names: tuple[
         ) from error
 
 
+def must_be_apart(policy: Policy, observation_space: gym.Space, algo: str) -> None:
+    """ConfigError for a policy whose actions would change where its value alone is fitted."""
+    evaluation = policy.evaluate(blank(policy, observation_space, policy.sequence, ROWS))
+    names, parameters = zip(*policy.named_parameters(), strict=True)
+
+    def moves(tensors: list[Tensor]) -> set[str]:
+        some = sum(x.sum() for x in tensors if x.requires_grad)
+        slopes = torch.autograd.grad(some, parameters, retain_graph=True, allow_unused=True)
+        return {name for name, slope in zip(names, slopes, strict=True) if slope is not None}
+
+    if both := moves([evaluation.value]) & moves(leaves_of(evaluation.distribution)):
+        raise ConfigError(
+            f"{algo} fits the value after the policy's step, and would move {min(both)}, which your actions depend on "
+            "too, out of the trust region: give actor and critic parameters of their own"
+        )
+
+
 def tree_where(chosen: Tensor, tree: Any, other: Any) -> Any:
     """The lanes [N, ...] of one tree where `chosen` [N], of the other elsewhere."""
     pairs = zip(leaves_of(tree), leaves_of(other), strict=True)

@@ -13,7 +13,7 @@ from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import OURS
 from proximo.models.distributions import head_for
 from proximo.models.network import Network
-from proximo.models.own import MakeCore, MakeEncoder, MakePolicy, Own, must_be_measured
+from proximo.models.own import MakeCore, MakeEncoder, MakePolicy, Own, must_be_apart, must_be_measured
 from proximo.observations import leaves
 from proximo.policy import blank
 from proximo.presets import preset_for, preset_named
@@ -233,6 +233,8 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     policy, shown = agent.policy, agent.observation_space
     if leaves_of(policy.initial(1)):
         config.check_sequences(policy.sequence)
+    if own.names and getattr(config.algorithm, "separate_trunks", False):
+        must_be_apart(policy, shown, config.algo)
     algorithm = algorithm_named(config.algo)(policy, config.algorithm)
     if isinstance(algorithm, Expecting):
         algorithm.expect(blank(policy, shown, config.algorithm.horizon, config.run.envs))
