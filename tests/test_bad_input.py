@@ -43,6 +43,7 @@ MISTAKES = {
     "train CartPole-v1 --minibatches 256": "256 minibatches .* at least 2",
     "train CartPole-v1 --steps 10": "10 steps are fewer than one rollout of 256 .*--steps.*--horizon",
     "train CartPole-v1 --lr -1": "lr is -1.0: it must be greater than 0",
+    "train CartPole-v1 --clip 20": "clip is 20.0: it must be greater than 0 and less than 1",
     "train CartPole-v1 --lr nan": "lr is nan: .*finite",
     "train CartPole-v1 --clip inf": "clip is inf: .*finite",
     "train CartPole-v1 --gamma 1.5": "gamma is 1.5: .*between 0 and 1",

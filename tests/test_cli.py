@@ -81,8 +81,16 @@ def test_train_says_what_it_chose(env: str, preset: str, backend: str, command: 
 @pytest.mark.parametrize(
     ("algo", "preset", "note", "taken"),
     [
-        ("penalty", "cartpole", "as asked", dict(horizon=32, epochs=20, minibatches=1, lr=1e-3, gamma=0.98)),
-        ("adaptive_lr", "acrobot", "as asked", dict(horizon=256, epochs=4, lr=3e-4, lam=0.94)),
+        ("ppo", "cartpole", "(as asked)", dict(horizon=32, epochs=20)),
+        (
+            "penalty",
+            "cartpole",
+            "its numbers are ppo's)",
+            dict(horizon=32, epochs=20, minibatches=1, lr=1e-3, gamma=0.98),
+        ),
+        ("adaptive_lr", "acrobot", "its numbers are ppo's)", dict(horizon=256, epochs=4, lr=3e-4, lam=0.94)),
+        ("penalty", "tuned", "(as asked)", dict(horizon=64, epochs=10)),
+        ("ppo", "tuned", "its numbers are penalty's)", dict(horizon=64, epochs=10)),
         ("a2c", "cartpole", "steps, gamma of it, the rest is made for ppo", dict(horizon=5, lr=7e-4, gamma=0.98)),
         ("reinforce", "continuous", "the rest is made for ppo", dict(lr=1e-2, normalize_observation=True)),
     ],

@@ -28,7 +28,7 @@ class RecomputeConfig(Proximal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, positive=("clip",))
+        check(self, shares=("clip",))
 
 
 class RecomputePPO:

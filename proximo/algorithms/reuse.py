@@ -40,7 +40,7 @@ class ReuseConfig(Proximal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, at_least_one=("rollouts",), positive=("clip",))
+        check(self, at_least_one=("rollouts",), shares=("clip",))
 
 
 class Reuse:
