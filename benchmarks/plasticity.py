@@ -3,7 +3,7 @@
     python benchmarks/plasticity.py [--only default relu …] [--seeds 5] [--jobs 1] [--results benchmarks/results]
     python benchmarks/plasticity.py --table
 
-The task is 64 random patterns, each with one of four actions that is worth 1; after every 51,200 steps all rewards
+The task is 64 random patterns, each with one of four actions that is worth 1; after every 49,152 steps all rewards
 change: each pattern's right action is drawn anew, 30 times in a run. What is seen never changes, and every phase is as
 hard as the first. A run that is done is not run again, unless its settings changed; results are kept in plasticity.json
 as they come. `--table` writes plasticity.md and the picture from them, without training.
@@ -106,18 +106,7 @@ class Plan(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", choices=STRESS, default=list(STRESS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--jobs", type=int, default=1)
-    parser.add_argument("--changes", type=int, default=30)
-    parser.add_argument("--every", type=int, default=51_200, help="steps between two changes")
-    parser.add_argument("--compile", choices=("on", "off"), default="on")
-    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--table", action="store_true")
-    args = parser.parse_args()
-    if args.changes < 1 or args.every % (LANES * COMMON["horizon"] * LOOKS // 2):
-        parser.error(f"--every must be a multiple of {LANES * COMMON['horizon'] * LOOKS // 2}, --changes at least 1")
+    args = arguments(sys.argv[1:])
     path = args.results / "plasticity.json"
     if not args.table:
         plans = [
@@ -126,6 +115,24 @@ def main() -> None:
         ]  # fmt: skip
         train_all([plan for plan in plans if not done(read(path), plan)], path, args.jobs)
     write_table(path)
+
+
+def arguments(words: list[str]) -> argparse.Namespace:
+    """What the command's words say; ends the process for words that make no plan."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="*", choices=STRESS, default=list(STRESS))
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--changes", type=int, default=30)
+    parser.add_argument("--every", type=int, default=49_152, help="steps between two changes")
+    parser.add_argument("--compile", choices=("on", "off"), default="on")
+    parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--table", action="store_true")
+    args = parser.parse_args(words)
+    whole = LANES * COMMON["horizon"] * LOOKS // 2  # collections between two looks, and in the last quarter of a phase
+    if args.changes < 1 or args.every % whole:
+        parser.error(f"--every must be a multiple of {whole}, --changes at least 1")
+    return args
 
 
 def train_all(plans: list[Plan], path: Path, jobs: int) -> None:

@@ -410,6 +410,23 @@ def test_the_benchmarks_rewards_change_when_they_should_and_nothing_else_does() 
     assert (environment.right[0] != environment.right[1]).float().mean() > 0.5
 
 
+def test_a_benchmark_plans_by_default_what_its_docstring_says() -> None:
+    args = benchmark.arguments([])
+    assert f"every {args.every:,} steps" in str(benchmark.__doc__)
+    assert f"{args.changes} times in a run" in str(benchmark.__doc__)
+    assert f"--seeds {args.seeds}" in str(benchmark.__doc__)
+    with pytest.raises(SystemExit):
+        benchmark.arguments(["--every", "51200"])
+
+
+def test_a_benchmarks_run_is_looked_at_in_every_phase() -> None:
+    row = benchmark.trained(benchmark.Plan("relu", "both", 0, 1, 4096, "off"))
+    assert len(row["phases"]) == 2
+    assert all(0 < mean <= 1 for mean in row["phases"])
+    assert [look[0] for look in row["curve"]] == list(range(1024, 8193, 1024))  # as often as there are collections
+    assert row["steps"] == 8192
+
+
 def test_a_benchmark_goes_on_where_it_was_and_writes_its_table(tmp_path: Path) -> None:
     plan = benchmark.Plan("relu", "both", 0, 11, 4096, "off")
     curve = [[512 * i, 0.5, 64 - i, i / 192] for i in range(1, 97)]

@@ -104,7 +104,7 @@ def preset_config(
     config = resolved(name_of(env), algo, chosen.name, {**taken, **asked}, isinstance(env, str), yours)
     idle = [] if yours else config.network.idle(asked)
     why = "fits the environment" if preset == "auto" else "as asked"
-    if preset != "auto" and algo in chosen.algos[1:]:
+    if preset != "auto" and algo in chosen.algos and algo != chosen.algos[0]:
         why += f"; its numbers are {chosen.algos[0]}'s"
     if algo not in chosen.algos:
         why += f"; {', '.join(taken) or 'nothing'} of it, the rest is made for {chosen.algos[0]}"
