@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import closing
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,11 @@ from proximo.models.actor_critic import ActorCritic
 from proximo.models.memory import GRU
 from proximo.models.network import Network
 from proximo.run.checkpoint import all_of
+from proximo.run.config import resolved
 from proximo.run.evaluate import evaluate
 from proximo.run.folder import read_rows
-from proximo.run.spaces import space_from_json
+from proximo.run.machine import choose_device
+from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.envs import EnvSource
 from proximo.sources.masks import in_a_row
 from tests.test_suite import QUIET, SMALL
@@ -150,6 +153,51 @@ def test_a_cue_is_remembered_by_those_who_can(memory: Any, tmp_path: Path) -> No
         assert 0.35 < run.score.mean < 0.65
     else:
         assert run.score.mean >= 0.95
+
+
+class Switches(gym.Env):
+    """A Box of True and False; the first says which action is worth 1."""
+
+    observation_space = gym.spaces.Box(0, 1, (3,), bool)
+    action_space = gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        super().reset(seed=seed)
+        self.seen = self.np_random.random(3) < 0.5
+        return self.seen, {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        reward = float(self.seen[0] == action)
+        return self.reset()[0], reward, True, False, {}
+
+
+@pytest.mark.parametrize("normalize", [False, True])
+def test_boxes_of_switches_are_learned_from(normalize: bool, tmp_path: Path) -> None:
+    settings: dict[str, Any] = dict(QUIET, horizon=64, envs=4, lr=1e-2, normalize_observation=normalize)
+    run = proximo.train(Switches, steps=4096, out=tmp_path / "run", **settings)
+    agent = proximo.load(run.folder)
+    assert agent.observation_space == Switches.observation_space
+    assert agent.act(np.eye(3, dtype=bool)).tolist() == [1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "device"),
+    [
+        (dict(images="nature"), "cuda"),
+        (dict(images="numbers"), "cpu"),
+        (dict(images="numbers", hidden=(64, 512)), "cuda"),
+        (dict(images="numbers", memory="lstm", memory_size=512), "cuda"),
+        (dict(images="numbers", memory_size=512), "cpu"),
+    ],
+)
+def test_a_gpu_is_taken_where_a_network_gains_by_it(
+    settings: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    shown = gym.spaces.Dict(picture=gym.spaces.Box(0, 255, (84, 84, 4), np.uint8), speed=gym.spaces.Box(0, 1, (2,)))
+    spaces = {"observation": space_to_json(shown), "action": space_to_json(gym.spaces.Discrete(2))}
+    config = resolved("a world", "ppo", "discrete", dict(hidden=()) | settings)
+    assert choose_device(replace(config, spaces=spaces), "a world")[0] == device
 
 
 @pytest.mark.parametrize("env", [lambda: Cue, lambda: Cues(4)], ids=["gymnasium", "tensors"])
@@ -354,6 +402,38 @@ def test_an_agent_takes_a_mask_as_the_environment_says_it(place: str, tmp_path: 
     if place == "observation":
         with pytest.raises(ConfigError, match=r"/action_mask\['go'\] is .*: it must say of 4 actions"):
             agent.act(seen | {"action_mask": dict(go=np.ones(3))})
+
+
+@pytest.mark.parametrize("options", [[2, 3], [2, 2]])
+def test_an_agent_takes_a_list_of_masks_choice_by_choice(options: list[int]) -> None:
+    seen = gym.spaces.Dict(seen=BOX, action_mask=gym.spaces.MultiBinary(sum(options)))
+    spaces = seen, gym.spaces.MultiDiscrete(options)
+    agent = proximo.Agent(ActorCritic(*spaces, Network(hidden=(8,))), *spaces)
+    mask = [np.eye(n, dtype=np.int8)[-1] for n in options]
+    last = [n - 1 for n in options]
+    numbers = {"seen": np.zeros(BOX.shape, np.float32)}
+    assert agent.act({**numbers, "action_mask": mask}, deterministic=False).tolist() == last
+    row = np.concatenate(mask)
+    assert agent.act({**numbers, "action_mask": row.tolist()}, deterministic=False).tolist() == last
+    both = {"seen": np.zeros((2, *BOX.shape), np.float32), "action_mask": [row, row]}
+    assert agent.act(both, deterministic=False).tolist() == [last, last]
+
+
+class ManyMasked(gym.vector.SyncVectorEnv):
+    """A vector environment of its own, which an id may name beside its single one."""
+
+    def __init__(self, num_envs: int, **_: Any) -> None:
+        super().__init__([partial(Masked, "info")] * num_envs)
+
+
+def test_masks_of_an_id_with_a_vector_environment_of_its_own_are_heeded(tmp_path: Path) -> None:
+    gym.register("ManyMasked-v0", partial(Masked, "info"), vector_entry_point=ManyMasked)
+    try:
+        run = proximo.train("ManyMasked-v0", steps=128, out=tmp_path / "run", **QUIET, **SMALL["ppo"])
+    finally:
+        gym.registry.pop("ManyMasked-v0")
+    assert run.step > 0
+    assert "action_mask" in run.agent.observation_space.spaces
 
 
 def test_an_evaluation_in_which_nothing_is_allowed_is_told(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from proximo.models.images import ImageEncoder
 from proximo.models.initial import orthogonal
 from proximo.models.memory import CORES
 from proximo.models.network import SEQUENCE, Network
+from proximo.models.normalize import Normalizer
 from proximo.models.own import Own, Rows, own_core
 from proximo.observations import MASK, MASKABLE, choices, has_mask
 from proximo.policy import Evaluation
@@ -67,6 +68,8 @@ class Trunk(nn.Module):
         self.features: int = (self.core or self.encoder).features
         # whether these are units of a network; of several leaves, some are numbers as they were seen
         self.units = self.core is not None or isinstance(self.encoder, ImageEncoder)
+        # whether it keeps running statistics of what it sees
+        self.observes = own.encoder is not None or any(isinstance(m, Normalizer) for m in self.encoder.modules())
 
     def initial(self, lanes: int) -> Any:
         return () if self.core is None else self.core.initial(lanes)
@@ -78,7 +81,7 @@ class Trunk(nn.Module):
 
     def observe(self, observation: Any, mask: Tensor) -> None:
         """Take the rows where the mask is True into running statistics."""
-        if hasattr(self.encoder, "observe"):
+        if self.observes:
             self.encoder.observe(observation, mask)
 
 
@@ -193,6 +196,8 @@ class ActorCritic(nn.Module):
         return {key: part for key, part in observation.items() if key != MASK} if self.masked else observation
 
     def observe(self, batch: Batch) -> None:
+        if not self.trunk.observes:
+            return
         if self.frames is None:
             shown = self._besides_mask(batch.observation)
         else:

@@ -13,7 +13,7 @@ from proximo.errors import ConfigError, EnvFailure, NonFiniteError
 from proximo.observations import choices, pointer, space_map
 from proximo.policy import Learner, Policy
 from proximo.sources.buffers import Leaf, mask_among, stored_leaves, taken, without_option
-from proximo.sources.masks import in_a_row
+from proximo.sources.masks import in_a_row, in_parts
 
 
 class Acting(Protocol):
@@ -112,7 +112,8 @@ class Agent:
     def _part(self, observation: Any, leaf: Leaf) -> Any:
         try:
             part = taken(observation, leaf)
-            return in_a_row(part, self.action_space) if leaf is self.mask and isinstance(part, dict | tuple) else part
+            by_parts = leaf is self.mask and in_parts(part, leaf.shape)
+            return in_a_row(part, self.action_space) if by_parts else part
         except ValueError as error:
             raise ConfigError(f"the observation{leaf.where}{error}") from None
         except EnvFailure:

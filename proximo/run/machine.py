@@ -46,8 +46,11 @@ def choose_device(config: Resolved, env: EnvLike) -> tuple[str, str]:
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     if asked != "auto":
         return asked, "as asked"
-    if there and max(config.network.hidden, default=0) >= WIDE:
-        return "cuda", f"a layer of {max(config.network.hidden)} units gains by it"
+    if there and has_images(config):
+        return "cuda", "an image network gains by it"
+    widest = max(*config.network.hidden, config.network.memory_size if config.network.memory != "none" else 0, 0)
+    if there and widest >= WIDE:
+        return "cuda", f"a layer of {widest} units gains by it"
     return "cpu", "a small network is faster there" if there else "torch finds no GPU"
 
 

@@ -133,6 +133,8 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
         env, of_each(env, config.run.envs), config.run.backend, config.run.max_episode_steps, device, config.run.options
     )
     spaces = spaces_of(lanes)
+    if lanes.source is EnvSource:  # what is stepped in tensors lives where it was made
+        device, reason = choose_device(replace(config, spaces=spaces), env)
     mode, why = choose_compile(replace(config, spaces=spaces))
     backend = "auto" if lanes.backend == "yours" else lanes.backend
     config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)

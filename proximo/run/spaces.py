@@ -13,6 +13,7 @@ from proximo.errors import CheckpointError, UnsupportedSpace
 
 LARGEST = 2**24  # numbers in an observation
 NUMBERS = {f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)} | {"float16", "float32", "float64"}
+NUMBERS |= {"bool"}  # of boxes alone
 DEEPEST = 16  # spaces within each other
 
 
@@ -102,7 +103,7 @@ def space_from_json(described: Any, depth: int = 0) -> gym.Space:
         match described["kind"]:
             case "box":
                 shape, dtype = tuple(described["shape"]), dtype_named(described["dtype"])
-                if dtype.kind not in "fiu":
+                if dtype.kind not in "fiub":
                     raise ValueError(f"dtype {dtype}")
                 low, high = (bounds_from_json(described[k], shape) for k in ("low", "high"))
                 made = gym.spaces.Box(low.astype(dtype), high.astype(dtype), shape, dtype.type)

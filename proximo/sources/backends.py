@@ -24,7 +24,7 @@ from proximo.sources.contract import must_live_in_tensors
 from proximo.sources.envpool import envpool_lanes, envpool_serves, heeds_no_limit, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
 from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
-from proximo.sources.masks import METHOD, allowed_action
+from proximo.sources.masks import METHOD, ShowsMask, allowed_action
 from proximo.sources.tensors import TensorEnv, TensorSource
 
 IN_TENSORS: dict[str, Callable[..., TensorEnv]] = {"CartPole-v1": CartPole}
@@ -94,24 +94,25 @@ def lanes_for(
         must_step_together(env, chosen, max_episode_steps)
         if chosen == "envpool" and not serves():
             raise ConfigError(f"EnvPool's {env} has other spaces than Gymnasium's: use the sync or async backend")
+        together = isinstance(env, str) and has_own_vector(env) and not isinstance(one, ShowsMask)
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
-    make = lanes_maker(env, make_one, lanes, chosen, max_episode_steps, options)
+    make = lanes_maker(env, make_one, lanes, chosen, max_episode_steps, options, together)
     return Lanes(quietly(make), *spaces, chosen, reason, limit)
 
 
 def lanes_maker(
-    env: Any, make_one: MakeEnv, lanes: int, backend: str, limit: int | None, options: dict[str, Any]
+    env: Any, make_one: MakeEnv, lanes: int, backend: str, limit: int | None, options: dict[str, Any], together: bool
 ) -> MakeEnvs:
-    """What makes the lanes of a seed."""
+    """What makes the lanes of a seed; `together` if the environment's own vector environment is to step them."""
     if backend == "envpool":
         return lambda seed: envpool_lanes(env, lanes, seed, limit, options)
     if backend == "async":
         return lambda seed: WorkerLanes([worker(make_one, seed + i) for i in range(lanes)])
     if isinstance(env, str) and env.startswith(ALE):
         return lambda seed: ale_lanes(env, lanes, options, limit)
-    if isinstance(env, str) and has_own_vector(env):
+    if together:
         more: dict[str, Any] = options | ({} if limit is None else {"max_episode_steps": limit})
         return lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **more)
     return lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)
@@ -150,7 +151,7 @@ def choose(
         if limit is not None and heeds_no_limit(env):
             return "sync", "EnvPool's own lanes of it heed no limit of their episodes"
         return "envpool", "EnvPool alone has it"
-    if isinstance(env, str) and has_own_vector(env):
+    if isinstance(env, str) and has_own_vector(env) and not isinstance(one, ShowsMask):
         return "sync", "it has a vector environment of its own, which steps all lanes in one call"
     if lanes >= FEW_LANES and envpool_has_it():
         return "envpool", f"its threads step {lanes} lanes faster than Python does"

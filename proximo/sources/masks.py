@@ -89,6 +89,13 @@ def in_a_row(said: Any, space: gym.Space, place: str = "") -> np.ndarray:
     return np.concatenate([in_a_row(*part) for part in parts])
 
 
+def in_parts(said: Any, shape: tuple[int, ...]) -> bool:
+    """Whether a mask is said part by part, like the action, and neither in a row of this shape nor as several rows."""
+    if not isinstance(said, list):
+        return isinstance(said, dict | tuple)
+    return any(isinstance(each, dict) or (np.ndim(each) > 0 and np.shape(each) != shape) for each in said)
+
+
 class ShowsMask(gym.Wrapper):
     """Puts the mask into the observation: beside its other keys, or beside `observation` if it had none."""
 
