@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import shutil
@@ -25,9 +26,9 @@ from proximo.run import session
 from proximo.run.checkpoint import all_of
 from proximo.run.config import known_settings, resolved
 from proximo.run.play import record_video
-from proximo.sources.atari import LIVES, SIGNS, Games, without
+from proximo.sources.atari import LIVES, SIGNS, Fires, Games, fire_button, register_games, without
 from proximo.sources.backends import lanes_for
-from proximo.sources.envpool import alike, envpool_ids
+from proximo.sources.envpool import alike, envpool, envpool_ids
 from proximo.sources.envs import EnvSource
 from proximo.sources.making import single
 from proximo.sources.options import options_from, said
@@ -125,6 +126,63 @@ def test_lanes_learn_from_signs_and_lives_and_single_games_are_whole(name: str) 
         lasted, done = lasted + 1, terminated or truncated
     one.close()
     assert lasted > 60  # five lives, of some 25 steps each
+
+
+@pytest.mark.parametrize("whole", [True, False], ids=["a whole game", "learning lanes"])
+@pytest.mark.parametrize("name", OPTIONS)
+def test_the_fire_button_is_pressed_after_every_life(name: str, whole: bool) -> None:
+    """Or who does nothing would stand there for good, with the ball in hand."""
+    if whole:
+        one, steps, over = single(name, **OPTIONS[name])(), 0, False
+        one.reset(seed=4)
+        while not over:
+            _, _, terminated, truncated, _ = one.step(0)
+            steps, over = steps + 1, terminated or truncated
+            assert steps < 1000
+        one.close()
+        return
+    envs = lanes_for(name, 2, options=OPTIONS[name]).make(3)
+    envs.reset(seed=3)
+    games = sum(envs.step(np.zeros(2, int))[4]["over"].sum() for _ in range(600))
+    envs.close()
+    assert games >= 4
+
+
+def test_what_presets_leave_to_the_libraries_is_as_in_the_papers() -> None:
+    from ale_py.vector_env import AtariVectorEnv
+
+    theirs = {name: given.default for name, given in inspect.signature(AtariVectorEnv.__init__).parameters.items()}
+    papers = dict(noop_max=30, frameskip=4, maxpool=True, use_fire_reset=True, grayscale=True, img_height=84)
+    assert theirs.items() >= papers.items()
+    pool = envpool().make_spec("Pong-v5").config._asdict()
+    papers = dict(noop_max=30, frame_skip=4, use_fire_reset=True, gray_scale=True, img_height=84, img_width=84)
+    assert pool.items() >= (papers | dict(repeat_action_probability=0.0)).items()
+
+
+def test_games_without_a_fire_button_are_left_alone() -> None:
+    register_games("ALE/Freeway-v5")
+    assert fire_button("ALE/Freeway-v5", {}) is None
+    assert fire_button("ALE/Breakout-v5", {}) == 1
+    assert fire_button("ALE/Breakout-v5", {"use_fire_reset": False}) is None
+    assert fire_button("ALE/Freeway-v5", {"full_action_space": True}) == 1
+
+
+class Counts(Lives):
+    """Says what was done."""
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        self.did = int(actions[0])
+        return super().step(actions)
+
+
+def test_only_the_step_after_a_life_is_exchanged() -> None:
+    lives, did = Counts(), []
+    env = Fires(lives, 9)
+    env.reset()
+    for _ in range(9):
+        env.step(np.zeros(1, int))
+        did.append(lives.did)
+    assert did == [0, 0, 9, 0, 0, 9, 0, 0, 0], "two lives lost; the third was the last, and a game begins"
 
 
 @pytest.mark.parametrize("name", OPTIONS)

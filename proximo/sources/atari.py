@@ -2,9 +2,10 @@
 
 No-op starts, the fire button, skipped frames and the 84×84 gray picture are made by the environments themselves, in
 C++: `ale_py` for ids like ALE/Pong-v5, EnvPool for ids like Pong-v5 (Mnih et al. 2015, "Methods"; Machado et al. 2018,
-arXiv:1709.06009). EnvPool presses the fire button after a life too, in training as in evaluation; ale_py only where a
-game begins, in both, so that an agent has to learn it. EnvPool draws the no-ops after a life as well, where the papers
-draw them once a game; should the game end in the midst of them, which is rare, two games are scored as one.
+arXiv:1709.06009). EnvPool presses the fire button after a life too, in training as in evaluation, as OpenAI Baselines
+does; ale_py only where a game begins, so after a life it is pressed here (`Fires`). EnvPool draws the no-ops after a
+life as well, where the papers draw them once a game; should the game end in the midst of them, which is rare, two games
+are scored as one.
 
 While learning, a life's end is an episode's: stacks of frames and memories begin anew. In evaluation, which plays whole
 games, they go on, as in OpenAI Baselines.
@@ -45,9 +46,25 @@ def ale_lanes(name: str, lanes: int, options: dict[str, Any], limit: int | None)
         made["max_num_frames_per_episode"] = limit * made.get("frameskip", FRAMES)
 
     def make(rest: dict[str, Any]) -> gym.vector.VectorEnv:
-        return gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **without(rest, LIVES))
+        env = gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **without(rest, LIVES))
+        fire = fire_button(name, rest)
+        return env if fire is None else Fires(env, fire)
 
     return learning(made, make)
+
+
+def fire_button(name: str, options: dict[str, Any]) -> int | None:
+    """The action that presses it in a game of ale_py's; None where there is none, or it is not to be pressed."""
+    if options.get("continuous", False) or not options.get("use_fire_reset", True):
+        return None
+    import ale_py
+
+    ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
+    console = ale_py.ALEInterface()
+    console.loadROM(ale_py.roms.get_rom_path(gym.spec(name).kwargs["game"]))
+    every = options.get("full_action_space", False)
+    actions = list(console.getLegalActionSet() if every else console.getMinimalActionSet())
+    return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
 
 
 def learning(options: dict[str, Any], make: Any) -> gym.vector.VectorEnv:
@@ -60,6 +77,25 @@ def learning(options: dict[str, Any], make: Any) -> gym.vector.VectorEnv:
 def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
     """The options but those of these names."""
     return {name: value for name, value in options.items() if name not in names}
+
+
+class Fires(gym.vector.VectorWrapper):
+    """Presses the fire button in the step after a life was lost, whatever was to be done there."""
+
+    def __init__(self, env: gym.vector.VectorEnv, fire: int) -> None:
+        super().__init__(env)
+        self.fire = fire
+
+    def reset(self, **kwargs: Any) -> tuple[Any, dict[str, Any]]:
+        observation, info = self.env.reset(**kwargs)
+        self.lives, self.lost = np.array(info["lives"]), np.zeros(self.num_envs, bool)
+        return observation, info
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        *made, info = self.env.step(np.where(self.lost, self.fire, actions))
+        lives = np.array(info["lives"])
+        self.lives, self.lost = lives, (lives > 0) & (lives < self.lives)
+        return (*made, info)
 
 
 class Games(gym.vector.VectorWrapper):
