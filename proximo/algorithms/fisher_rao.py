@@ -1,4 +1,7 @@
-"""PPO in the Fisher–Rao geometry (Lascu, Šiška & Szpruch 2025, arXiv:2506.03757v2, eq. 16 and Algorithm 1)."""
+"""PPO in the Fisher–Rao geometry (Lascu, Šiška & Szpruch 2025, arXiv:2506.03757v2, eq. 16 and Algorithm 1).
+
+The distance between the old policy and the new one is symmetric in them, where the KL of `penalty.py` is not.
+"""
 
 from __future__ import annotations
 

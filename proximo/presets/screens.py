@@ -81,7 +81,7 @@ SCREENS = (
                       images="impala", normalize_reward=True),
     ),
     Preset(
-        "vizdoom", "Atari's numbers, untuned; pictures in colour, one button or combination at a time", DOOM,
+        "vizdoom", "Schulman et al. 2017, table 5 (Atari), untuned; in colour, a combination of buttons at a time", DOOM,
         PIXELS | dict(steps=5_000_000, env_options=("stack_num=1", "use_combined_action=true")),
     ),
     Preset(
@@ -95,7 +95,7 @@ SCREENS = (
         DRIVING | dict(steps=300_000, gamma=0.9),
     ),
     Preset(
-        "lanekeeping", "the racetrack's; EnvPool ends no episode of it", LANE,
+        "lanekeeping", "highway-env, scripts/sb3_racetracks_ppo.py, as racetrack; EnvPool ends no episode of it", LANE,
         DRIVING | dict(steps=300_000, gamma=0.9, max_episode_steps=200),
     ),
     Preset(
