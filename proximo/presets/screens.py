@@ -81,7 +81,7 @@ SCREENS = (
                       images="impala", normalize_reward=True),
     ),
     Preset(
-        "vizdoom", "Schulman et al. 2017, table 5 (Atari), untuned; in colour, a combination of buttons at a time", DOOM,
+        "vizdoom", "Schulman et al. 2017, table 5 (Atari), untuned; in colour, buttons together", DOOM,
         PIXELS | dict(steps=5_000_000, env_options=("stack_num=1", "use_combined_action=true")),
     ),
     Preset(
