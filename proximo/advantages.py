@@ -155,9 +155,9 @@ def standardize(batch: Batch) -> Batch:
 
 
 def standardize_weighted(batch: Batch) -> Batch:
-    """ρ (A − m) / s for the `advantage` ρ A and `weight` ρ of `vtrace`: mean 0, deviation 1; 0 where A is one number.
+    """ρ (Â − m) / s for the `advantage` ρ Â and `weight` ρ of `vtrace`: mean 0, deviation 1; 0 where Â is one number.
 
-    m = Σ ρ A / Σ ρ over the live rows. A constant taken off ρ A itself would be no baseline, and push towards the
+    m = Σ ρ Â / Σ ρ over the live rows. A constant taken off ρ Â itself would be no baseline, and push towards the
     actions that π takes more often than μ did: E_μ[∇ log π] is not 0, E_μ[ρ ∇ log π] is, where ρ̄ cuts nothing.
     """
     mean = masked_mean(batch.advantage, batch.mask)

@@ -14,7 +14,7 @@ def check(
     positive: tuple[str, ...] = (),
     not_negative: tuple[str, ...] = (),
     unit: tuple[str, ...] = (),
-    shares: tuple[str, ...] = (),
+    below_one: tuple[str, ...] = (),
     decays: tuple[str, ...] = (),
 ) -> None:
     """Raise ConfigError for the first field that is not a finite number within its bounds; decays are pairs."""
@@ -23,7 +23,7 @@ def check(
         (positive, lambda x: x > 0, "greater than 0"),
         (not_negative, lambda x: x >= 0, "0 or greater"),
         (unit, lambda x: 0 <= x <= 1, "between 0 and 1"),
-        (shares, lambda x: 0 < x < 1, "greater than 0 and less than 1"),
+        (below_one, lambda x: 0 < x < 1, "greater than 0 and less than 1"),
     )
     for names, holds, wanted in rules:
         for name in names:

@@ -268,7 +268,7 @@ def test_eval_plays_other_episodes_with_another_seed(command: Command, trained: 
 IDLE = {
     "--memory-size 8": "memory_size does nothing here: give --memory lstm, gru or transformer too",
     "--memory lstm --memory-window 8": "memory_window does nothing here: give --memory transformer too",
-    "--hidden --layer-norm": "layer_norm does nothing here: give --hidden too",
+    "--hidden --layer-norm": "layer_norm does nothing here: give --hidden with a layer or more too",
     "--sequence 8": "sequence does nothing here: give --memory or --frame-stack too",
 }
 

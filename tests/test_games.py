@@ -31,6 +31,7 @@ from proximo.sources.backends import lanes_for
 from proximo.sources.envpool import alike, envpool, envpool_ids
 from proximo.sources.envs import EnvSource
 from proximo.sources.making import single
+from proximo.sources.onelane import OneLane
 from proximo.sources.options import options_from, said
 from tests.test_suite import QUIET, SMALL
 from tests.toys import Cue
@@ -132,7 +133,7 @@ def test_lanes_learn_from_signs_and_lives_and_single_games_are_whole(name: str) 
 @pytest.mark.parametrize("name", OPTIONS)
 def test_the_fire_button_is_pressed_after_every_life(name: str, whole: bool) -> None:
     """Or who does nothing would stand there for good, with the ball in hand."""
-    if whole:
+    if whole:  # as its evaluation plays it
         one, steps, over = single(name, **OPTIONS[name])(), 0, False
         one.reset(seed=4)
         while not over:
@@ -157,6 +158,14 @@ def test_what_presets_leave_to_the_libraries_is_as_in_the_papers() -> None:
     pool = envpool().make_spec("Pong-v5").config._asdict()
     papers = dict(noop_max=30, frame_skip=4, use_fire_reset=True, gray_scale=True, img_height=84, img_width=84)
     assert pool.items() >= (papers | dict(repeat_action_probability=0.0)).items()
+
+
+def test_where_lives_are_no_episodes_every_action_is_the_policys() -> None:
+    for name, options, fires in (("ALE/Breakout-v5", {}, False), ("ALE/Breakout-v5", LEARNING, True)):
+        for env in (lanes_for(name, 2, options=options).make(0), single(name, **options)().unwrapped):
+            lanes: Any = env.lane if isinstance(env, OneLane) else env
+            assert isinstance(lanes.env if isinstance(lanes, Games) else lanes, Fires) == fires
+            env.close()
 
 
 def test_games_without_a_fire_button_are_left_alone() -> None:

@@ -318,6 +318,22 @@ def test_what_actor_and_critic_share_would_leave_the_trust_region(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_shared_encoder_that_is_frozen_moves_nothing(tmp_path: Path) -> None:
+    class Frozen(nn.Module):
+        def __init__(self, space: gym.Space) -> None:
+            super().__init__()
+            assert space.shape is not None
+            self.layer = nn.Linear(space.shape[0], 8).requires_grad_(requires_grad=False)
+
+        def forward(self, observation: Tensor) -> Tensor:
+            return self.layer(observation)
+
+    one = Frozen(Toy().observation_space)
+    numbers: dict[str, Any] = dict(horizon=16, envs=2, steps=64, quiet=True, minibatches=1)
+    run = proximo.train(Toy, "trpo", encoder=lambda space: one, **numbers, out=tmp_path / "run")
+    assert run.step > 32
+
+
 @pytest.mark.parametrize("name", OWN)
 def test_what_is_apart_takes_steps_of_trpo(name: str, tmp_path: Path) -> None:
     more = {} if "policy" in name else dict(sequence=8)

@@ -22,13 +22,16 @@ from proximo.algorithms import ALGORITHMS
 from proximo.batch import Batch, leaves_of, tree_map
 from proximo.errors import CheckpointError, ConfigError, EnvFailure, UnsupportedSpace
 from proximo.models.actor_critic import ActorCritic
+from proximo.models.frames import Frames
 from proximo.models.memory import GRU
 from proximo.models.network import Network
+from proximo.policy import blank
+from proximo.run import session
 from proximo.run.checkpoint import all_of
 from proximo.run.config import resolved
 from proximo.run.evaluate import evaluate
 from proximo.run.folder import read_rows
-from proximo.run.machine import choose_device
+from proximo.run.machine import choose_device, computing
 from proximo.run.spaces import space_from_json, space_to_json
 from proximo.sources.envs import EnvSource
 from proximo.sources.masks import in_a_row
@@ -180,6 +183,63 @@ def test_boxes_of_switches_are_learned_from(normalize: bool, tmp_path: Path) -> 
     assert agent.act(np.eye(3, dtype=bool)).tolist() == [1, 0, 0]
 
 
+def test_boxes_of_bools_are_acted_in_as_choices_of_the_nearer() -> None:
+    head = proximo.head_for(gym.spaces.Box(0, 1, (2,), bool))
+    acted = head.to_env(np.array([[-0.9, 0.9], [-0.1, 0.1]], np.float32))
+    assert acted.tolist() == [[False, True], [False, True]]
+    assert acted.dtype == bool
+
+
+def test_a_gpu_is_for_one_process_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = resolved("a world", "ppo", "discrete", dict(hidden=(512,)))
+    assert choose_device(config, "a world")[0] == "cuda"
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert choose_device(config, "a world") == ("cpu", "there is no GPU for each of 2 processes")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert choose_device(config, "a world")[0] == "cuda"
+
+
+def test_a_gpus_convolutions_repeat_themselves() -> None:
+    config, cudnn = resolved("a world", "ppo", "discrete", dict(device="cuda")), torch.backends.cudnn
+    before = cudnn.deterministic, cudnn.allow_tf32
+    with computing(config):
+        assert (cudnn.deterministic, cudnn.allow_tf32) == (True, False)
+    assert (cudnn.deterministic, cudnn.allow_tf32) == before
+
+
+class Looks(gym.Env):
+    """A picture."""
+
+    observation_space, action_space = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8), gym.spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        return np.zeros((36, 36, 3), np.uint8), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        return self.reset()[0], 0.0, True, False, {}
+
+
+def test_a_run_that_sees_pictures_asks_for_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    config = resolved("Looks", "ppo", "discrete", dict(envs=2))
+    found, _, notes = session.fitted(Looks, config)
+    assert found.run.device == "cuda"
+    assert "device cuda: an image network gains by it" in notes
+
+
+@pytest.mark.parametrize("shown", [Looks.observation_space, gym.spaces.Box(-1, 1, (3,))], ids=["pictures", "numbers"])
+def test_statistics_are_taken_only_where_some_are_kept(shown: gym.Space, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stack of frames would be made for nothing."""
+    policy = ActorCritic(shown, gym.spaces.Discrete(2), Network(frame_stack=2, normalize_observation=True, hidden=()))
+    made, frames = [], Frames.__call__
+    monkeypatch.setattr(Frames, "__call__", lambda *given: made.append(given) or frames(*given))
+    policy.observe(blank(policy, shown, 16, 2))
+    assert len(made) == int(shown is not Looks.observation_space)
+
+
 @pytest.mark.parametrize(
     ("settings", "device"),
     [
@@ -194,6 +254,7 @@ def test_a_gpu_is_taken_where_a_network_gains_by_it(
     settings: dict[str, Any], device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     shown = gym.spaces.Dict(picture=gym.spaces.Box(0, 255, (84, 84, 4), np.uint8), speed=gym.spaces.Box(0, 1, (2,)))
     spaces = {"observation": space_to_json(shown), "action": space_to_json(gym.spaces.Discrete(2))}
     config = resolved("a world", "ppo", "discrete", dict(hidden=()) | settings)
@@ -402,6 +463,19 @@ def test_an_agent_takes_a_mask_as_the_environment_says_it(place: str, tmp_path: 
     if place == "observation":
         with pytest.raises(ConfigError, match=r"/action_mask\['go'\] is .*: it must say of 4 actions"):
             agent.act(seen | {"action_mask": dict(go=np.ones(3))})
+
+
+NESTED = gym.spaces.Tuple([gym.spaces.MultiDiscrete([2, 3]), gym.spaces.Discrete(2)])
+
+
+@pytest.mark.parametrize("mask", [[[[0, 1], [0, 0, 1]], [0, 1]], [None, [0, 1]], [[0, 1, 0, 0, 1], None], [None, None]])
+def test_an_agent_takes_lists_within_lists(mask: list[Any]) -> None:
+    seen = gym.spaces.Dict(seen=BOX, action_mask=gym.spaces.MultiBinary(7))
+    agent = proximo.Agent(ActorCritic(seen, NESTED, Network(hidden=(8,))), seen, NESTED)
+    for _ in range(5):
+        action = agent.act({"seen": np.zeros(BOX.shape, np.float32), "action_mask": mask}, deterministic=False)
+        assert mask[0] is None or action[0].tolist() == [1, 2]
+        assert mask[1] is None or action[1] == 1
 
 
 @pytest.mark.parametrize("options", [[2, 3], [2, 2]])

@@ -232,7 +232,9 @@ def test_where_nothing_can_be_gained_an_old_collection_moves_no_policy(make: Any
     algorithm = make(policy, make.Config(lr=1e-2, epochs=2, rollouts=2))
     batch, no = batch_for(policy), torch.zeros(16, 4, dtype=torch.bool)
     ones = torch.ones(16, 4)
-    columns = dict(start=~no, terminated=~no, truncated=no, reward=ones, next_value=ones, logp=-ones)  # drawn evenly
+    columns = dict(
+        start=~no, terminated=~no, truncated=no, reward=ones, next_value=ones, logp=-ones
+    )  # of another policy
     before = [p.clone() for p in policy.actor.parameters()]
     algorithm.step(batch.replace(**columns), 0.0)
     assert all(torch.equal(p, old) for p, old in zip(policy.actor.parameters(), before, strict=True))

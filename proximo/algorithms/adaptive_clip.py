@@ -36,7 +36,7 @@ class AdaptiveClipConfig(Proximal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, positive=("target_kl",), shares=("clip", "clip_min", "clip_max"))
+        check(self, positive=("target_kl",), below_one=("clip", "clip_min", "clip_max"))
         if not self.clip_min <= self.clip <= self.clip_max:
             raise ConfigError(
                 f"clip is {self.clip}: it must be within clip_min {self.clip_min} and clip_max {self.clip_max}"

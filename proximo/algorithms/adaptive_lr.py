@@ -40,7 +40,7 @@ class AdaptiveLRConfig(Losses, Epochs, Moments, GAE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, positive=("target_kl", "lr_min", "lr_max"), shares=("clip",))
+        check(self, positive=("target_kl", "lr_min", "lr_max"), below_one=("clip",))
         if not self.lr_min <= self.lr <= self.lr_max:
             raise ConfigError(f"lr is {self.lr}: it must be within lr_min {self.lr_min} and lr_max {self.lr_max}")
 

@@ -30,7 +30,7 @@ class DualClipConfig(Proximal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, positive=("dual_clip",), shares=("clip",))
+        check(self, positive=("dual_clip",), below_one=("clip",))
         if self.dual_clip <= 1:
             raise ConfigError(f"dual_clip is {self.dual_clip}: it must be greater than 1")
 

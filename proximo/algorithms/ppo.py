@@ -38,7 +38,7 @@ class PPOConfig(Proximal):
     def __post_init__(self) -> None:
         super().__post_init__()
         asked = (name for name in ("clip_high", "value_clip", "target_kl") if getattr(self, name) is not None)
-        check(self, positive=tuple(asked), shares=("clip",))
+        check(self, positive=tuple(asked), below_one=("clip",))
 
 
 class PPO:

@@ -28,7 +28,7 @@ class RecomputeConfig(Proximal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, shares=("clip",))
+        check(self, below_one=("clip",))
 
 
 class RecomputePPO:

@@ -40,7 +40,7 @@ class ReuseConfig(Proximal):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check(self, at_least_one=("rollouts",), shares=("clip",))
+        check(self, at_least_one=("rollouts",), below_one=("clip",))
 
 
 class Reuse:

@@ -72,8 +72,8 @@ class Network:
             memory_size=(self.memory != "none", "--memory lstm, gru or transformer"),
             memory_window=(self.memory == "transformer", "--memory transformer"),
             sequence=(self.remembers, "--memory or --frame-stack"),
-            activation=(bool(self.hidden), "--hidden"),
-            layer_norm=(bool(self.hidden), "--hidden"),
+            activation=(bool(self.hidden), "--hidden with a layer or more"),
+            layer_norm=(bool(self.hidden), "--hidden with a layer or more"),
         )
         idle = {name: way for name, (heeded, way) in heeds.items() if name in asked and not heeded}
         return [f"{name} does nothing here: give {way} too" for name, way in idle.items()]

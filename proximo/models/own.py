@@ -25,6 +25,7 @@ from proximo.models.normalize import Normalizer
 from proximo.models.trial import attempted, made, must_be, must_have, several, tried
 from proximo.observations import Path, leaves, space_map, storage, zeros
 from proximo.policy import Evaluation, Policy, blank
+from proximo.updaters.optimizer import trainable
 
 PARTS = ("encoder", "core", "policy")
 PROTOCOL = ("sequence", "initial", "noise", "act", "to_env", "value", "evaluate", "observe", "device")
@@ -207,12 +208,14 @@ def must_be_measured(policy: Policy, observation_space: gym.Space, names: tuple[
 def must_be_apart(policy: Policy, observation_space: gym.Space, algo: str) -> None:
     """ConfigError for a policy whose actions would change where its value alone is fitted."""
     evaluation = policy.evaluate(blank(policy, observation_space, policy.sequence, ROWS))
-    names, parameters = zip(*policy.named_parameters(), strict=True)
+    parameters = trainable(policy)
 
     def moves(tensors: list[Tensor]) -> set[str]:
-        some = sum(x.sum() for x in tensors if x.requires_grad)
-        slopes = torch.autograd.grad(some, parameters, retain_graph=True, allow_unused=True)
-        return {name for name, slope in zip(names, slopes, strict=True) if slope is not None}
+        depend = [x.sum() for x in tensors if x.requires_grad]
+        if not depend:
+            return set()
+        slopes = torch.autograd.grad(depend, list(parameters.values()), retain_graph=True, allow_unused=True)
+        return {name for name, slope in zip(parameters, slopes, strict=True) if slope is not None}
 
     if both := moves([evaluation.value]) & moves(leaves_of(evaluation.distribution)):
         raise ConfigError(

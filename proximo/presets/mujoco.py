@@ -27,8 +27,8 @@ But seed 1 then had 5,192, 968 on Hopper, and 1,518 on InvertedDoublePendulum (s
 what was learned. With the penalty instead seed 1 has 5,903, 3,265, 8,433 and 3,938 on Walker2d.
 
 What is solved may still be forgotten: all lanes begin together, at every checkpoint, and so episodes of 1,000 steps end
-together. One batch in 16 holds 32 beginnings, and 15 none; the two pendulums lose theirs meanwhile. Lanes of 512 steps,
-4 of them, have beginnings in every other batch, and were the better by seeds 0 and 1 (9,359 and 9,351 on
+together. One batch in 16 holds 32 beginnings, and 15 none: how the two pendulums begin is forgotten meanwhile. Four
+lanes of 512 steps have beginnings in every other batch, and were the better by seeds 0 and 1 (9,359 and 9,351 on
 InvertedDoublePendulum, 3,618 and 3,596 on Hopper). Seeds 2 to 4 said otherwise: 7,991, 9,360, 7,964, and 1,347, 2,476,
 1,956 where 32 lanes have 3,346, 3,517, 3,385.
 

@@ -10,12 +10,14 @@ from rich.console import Console
 from rich.table import Table
 
 from proximo import compiler
+from proximo.observations import has_mask
 from proximo.run.clock import BUFFERS, CHECKPOINTS, ENVIRONMENT, JUDGING, LOGGING, POLICY, TOGETHER, UPDATE
 from proximo.run.machine import has_images
 from proximo.run.profile import Profile
+from proximo.run.spaces import space_from_json
 from proximo.sources.backends import FEW_LANES, SLOW_STEP
 from proximo.sources.envpool import envpool_ids
-from proximo.sources.making import has_own_vector
+from proximo.sources.making import names_a_vector
 
 MOST = 3  # sentences
 LARGE, NOTABLE, SMALL = 0.4, 0.25, 0.1  # shares of the cycle from which a part is worth a sentence
@@ -103,7 +105,8 @@ def about_environment(p: Profile) -> Said:
     if share < LARGE:
         return None
     lanes, backend, a_call = c.run.envs, c.run.backend, p.parts[ENVIRONMENT].ms * 1e-3 / c.algorithm.horizon
-    a_lane, one_by_one = a_call / lanes, backend == "sync" and not (c.registered and has_own_vector(c.env))
+    together = c.registered and names_a_vector(c.env) and not has_mask(space_from_json(c.spaces["observation"]))
+    a_lane, one_by_one = a_call / lanes, backend == "sync" and not together
     if one_by_one and c.registered and c.env in envpool_ids():
         more = "" if lanes >= FEW_LANES else f" with --envs {FEW_LANES} or more"
         way = f"--backend envpool{more} steps them in threads"

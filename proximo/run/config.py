@@ -50,7 +50,7 @@ class RunConfig:
     seed: int = 0
     """Every random number follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the policy lives; auto takes the GPU only for networks wide enough to gain from it."""
+    """Where the policy lives; auto takes the GPU for images, and layers or memories of 512 units and more."""
     backend: BackendName = "auto"
     """How lanes are stepped; auto takes what is faster for the environment, and says so."""
     compile: Literal["auto", "on", "off"] = "auto"

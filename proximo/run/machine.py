@@ -46,6 +46,8 @@ def choose_device(config: Resolved, env: EnvLike) -> tuple[str, str]:
         raise ConfigError("device is cuda, but torch finds no GPU: use --device cpu")
     if asked != "auto":
         return asked, "as asked"
+    if there and torch.cuda.device_count() < ranks.beside():
+        return "cpu", f"there is no GPU for each of {ranks.beside()} processes"
     if there and has_images(config):
         return "cuda", "an image network gains by it"
     widest = max(*config.network.hidden, config.network.memory_size if config.network.memory != "none" else 0, 0)
@@ -114,9 +116,15 @@ def computing(config: Resolved) -> Iterator[None]:
     if run.device == "cpu" and has_images(config):
         keep_memory()
     with (
-        ranks.joined(run.device), threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators()
+        ranks.joined(run.device), threads(run.threads), compiler.compiling(run.compile == "on"), borrowed_generators(),
+        repeatable() if run.device == "cuda" else contextlib.nullcontext(),
     ):  # fmt: skip
         yield
+
+
+def repeatable() -> contextlib.AbstractContextManager[None]:
+    """A block in which a GPU's convolutions give the same bits again, of float32, or no run would resume exactly."""
+    return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
 
 
 @contextmanager

@@ -3,9 +3,9 @@
 No-op starts, the fire button, skipped frames and the 84×84 gray picture are made by the environments themselves, in
 C++: `ale_py` for ids like ALE/Pong-v5, EnvPool for ids like Pong-v5 (Mnih et al. 2015, "Methods"; Machado et al. 2018,
 arXiv:1709.06009). EnvPool presses the fire button after a life too, in training as in evaluation, as OpenAI Baselines
-does; ale_py only where a game begins, so after a life it is pressed here (`Fires`). EnvPool draws the no-ops after a
-life as well, where the papers draw them once a game; should the game end in the midst of them, which is rare, two games
-are scored as one.
+does; ale_py only where a game begins, so where lives are episodes it is pressed here after a life (`Fires`). EnvPool
+draws the no-ops after a life as well, where the papers draw them once a game; should the game end in the midst of them,
+which is rare, two games are scored as one.
 
 While learning, a life's end is an episode's: stacks of frames and memories begin anew. In evaluation, which plays whole
 games, they go on, as in OpenAI Baselines.
@@ -14,6 +14,7 @@ games, they go on, as in OpenAI Baselines.
 from __future__ import annotations
 
 import importlib.util
+from functools import cache
 from typing import Any
 
 import gymnasium as gym
@@ -37,8 +38,14 @@ def register_games(name: str) -> None:
     gym.register_envs(ale_py)
 
 
-def ale_lanes(name: str, lanes: int, options: dict[str, Any], limit: int | None) -> gym.vector.VectorEnv:
-    """ale_py's vector environment: learning lanes, or where no option asks for these, whole games."""
+def ale_lanes(
+    name: str, lanes: int, options: dict[str, Any], limit: int | None, fires: bool = False
+) -> gym.vector.VectorEnv:
+    """ale_py's vector environment: learning lanes, or where no option asks for these, whole games.
+
+    With `fires`, or where a life's end is an episode's, the fire button is pressed after a life: nobody learns from
+    that step there. Elsewhere it would be learned from, and be no action of the policy's.
+    """
     made = {"reward_clipping": False, **options}
     if made.get(LIVES, False):  # its own way of that begins a new game after every life
         made["life_loss_info"] = True
@@ -47,7 +54,7 @@ def ale_lanes(name: str, lanes: int, options: dict[str, Any], limit: int | None)
 
     def make(rest: dict[str, Any]) -> gym.vector.VectorEnv:
         env = gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **without(rest, LIVES))
-        fire = fire_button(name, rest)
+        fire = fire_button(name, rest) if fires or made.get(LIVES, False) else None
         return env if fire is None else Fires(env, fire)
 
     return learning(made, make)
@@ -57,14 +64,20 @@ def fire_button(name: str, options: dict[str, Any]) -> int | None:
     """The action that presses it in a game of ale_py's; None where there is none, or it is not to be pressed."""
     if options.get("continuous", False) or not options.get("use_fire_reset", True):
         return None
+    if options.get("full_action_space", False):
+        return 1
+    return actions_of(gym.spec(name).kwargs["game"]).get("FIRE")
+
+
+@cache
+def actions_of(game: str) -> dict[str, int]:
+    """The numbers of the actions that a game of ale_py's knows, by name."""
     import ale_py
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     console = ale_py.ALEInterface()
-    console.loadROM(ale_py.roms.get_rom_path(gym.spec(name).kwargs["game"]))
-    every = options.get("full_action_space", False)
-    actions = list(console.getLegalActionSet() if every else console.getMinimalActionSet())
-    return actions.index(ale_py.Action.FIRE) if ale_py.Action.FIRE in actions else None
+    console.loadROM(ale_py.roms.get_rom_path(game))
+    return {action.name: number for number, action in enumerate(console.getMinimalActionSet())}
 
 
 def learning(options: dict[str, Any], make: Any) -> gym.vector.VectorEnv:

@@ -24,7 +24,7 @@ from proximo.sources.contract import must_live_in_tensors
 from proximo.sources.envpool import envpool_lanes, envpool_serves, heeds_no_limit, require_envpool
 from proximo.sources.envs import EnvSource, MakeEnvs
 from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
-from proximo.sources.masks import METHOD, ShowsMask, allowed_action
+from proximo.sources.masks import METHOD, allowed_action
 from proximo.sources.tensors import TensorEnv, TensorSource
 
 IN_TENSORS: dict[str, Callable[..., TensorEnv]] = {"CartPole-v1": CartPole}
@@ -94,7 +94,7 @@ def lanes_for(
         must_step_together(env, chosen, max_episode_steps)
         if chosen == "envpool" and not serves():
             raise ConfigError(f"EnvPool's {env} has other spaces than Gymnasium's: use the sync or async backend")
-        together = isinstance(env, str) and has_own_vector(env) and not isinstance(one, ShowsMask)
+        together = has_own_vector(env, one)
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
@@ -151,7 +151,7 @@ def choose(
         if limit is not None and heeds_no_limit(env):
             return "sync", "EnvPool's own lanes of it heed no limit of their episodes"
         return "envpool", "EnvPool alone has it"
-    if isinstance(env, str) and has_own_vector(env) and not isinstance(one, ShowsMask):
+    if has_own_vector(env, one):
         return "sync", "it has a vector environment of its own, which steps all lanes in one call"
     if lanes >= FEW_LANES and envpool_has_it():
         return "envpool", f"its threads step {lanes} lanes faster than Python does"

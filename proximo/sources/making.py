@@ -65,7 +65,8 @@ def made_by_name(name: str, limit: int | None, options: dict[str, Any]) -> gym.E
     register_games(name)
     if name.startswith(ALE) and name in gym.registry:
         game = without(options, *SIGNS, LIVES)
-        return guarded(name, lambda: OneLane(lambda seed: ale_lanes(name, 1, game, limit)))
+        fires = options.get(LIVES, False)  # as it was learned
+        return guarded(name, lambda: OneLane(lambda seed: ale_lanes(name, 1, game, limit, fires)))
     if envpool_alone(name):
         game = without(options, *SIGNS)  # life by life, as it was learned: each begins with the fire button
         one = OneLane(lambda seed: envpool_lanes(name, 1, seed, limit, game))
@@ -118,6 +119,15 @@ def guarded(name: str, make: MakeEnv) -> gym.Env:
         raise EnvFailure(f"making {name} raised {type(error).__name__}: {error}") from error
 
 
-def has_own_vector(name: str) -> bool:
+def has_own_vector(env: EnvLike, one: gym.Env) -> bool:
+    """Whether a vector environment of its own can step the lanes of an environment, of which `one` is one.
+
+    It knows nothing of masks, which single ones show as part of what is seen.
+    """
+    return isinstance(env, str) and names_a_vector(env) and not isinstance(one, ShowsMask)
+
+
+def names_a_vector(name: str) -> bool:
+    """Whether an id names a vector environment beside the single one."""
     spec = gym.registry.get(name)
     return spec is not None and spec.vector_entry_point is not None and not spec.additional_wrappers

@@ -91,9 +91,15 @@ def in_a_row(said: Any, space: gym.Space, place: str = "") -> np.ndarray:
 
 def in_parts(said: Any, shape: tuple[int, ...]) -> bool:
     """Whether a mask is said part by part, like the action, and neither in a row of this shape nor as several rows."""
-    if not isinstance(said, list):
-        return isinstance(said, dict | tuple)
-    return any(isinstance(each, dict) or (np.ndim(each) > 0 and np.shape(each) != shape) for each in said)
+
+    def of_a_row(each: Any) -> bool:
+        """Whether it is a number of a row, or a row of several."""
+        try:
+            return each is not None and not isinstance(each, dict) and np.shape(each) in ((), shape)
+        except ValueError:  # lists of different lengths
+            return False
+
+    return isinstance(said, dict | tuple) or (isinstance(said, list) and not all(map(of_a_row, said)))
 
 
 class ShowsMask(gym.Wrapper):

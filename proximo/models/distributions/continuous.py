@@ -107,7 +107,7 @@ def log_cosh(mean: Tensor, std: Tensor) -> Tensor:
 class Bounds:
     """A box's rule for units: a coordinate bounded on both sides is scaled, so that the policy's −1 and 1 are its low
     and high; a coordinate with an infinite side keeps the environment's units. For the environment alone, every action
-    is clipped to the box; the policy learns from what it drew. Integer boxes get the nearest integer.
+    is clipped to the box; the policy learns from what it drew. Boxes of integers or bools get the nearest one.
     """
 
     def __init__(self, space: gym.spaces.Box) -> None:
@@ -121,7 +121,7 @@ class Bounds:
         """[N, k] in the policy's units -> [N, *shape] in the environment's."""
         scaled = self.centre + self.reach * action.reshape(-1, *self.shape)
         inside = np.clip(scaled, self.low, self.high)
-        if np.issubdtype(self.dtype, np.integer):
+        if self.dtype.kind in "biu":
             inside = np.rint(inside)
         return inside.astype(self.dtype)
 
