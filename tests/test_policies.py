@@ -234,9 +234,9 @@ def test_a_run_that_sees_pictures_asks_for_the_gpu(monkeypatch: pytest.MonkeyPat
 def test_statistics_are_taken_only_where_some_are_kept(shown: gym.Space, monkeypatch: pytest.MonkeyPatch) -> None:
     """A stack of frames would be made for nothing."""
     policy = ActorCritic(shown, gym.spaces.Discrete(2), Network(frame_stack=2, normalize_observation=True, hidden=()))
-    made, frames = [], Frames.__call__
+    batch, made, frames = blank(policy, shown, 16, 2), [], Frames.__call__
     monkeypatch.setattr(Frames, "__call__", lambda *given: made.append(given) or frames(*given))
-    policy.observe(blank(policy, shown, 16, 2))
+    policy.observe(batch)
     assert len(made) == int(shown is not Looks.observation_space)
 
 

@@ -73,10 +73,11 @@ def fire_button(name: str, options: dict[str, Any]) -> int | None:
 def actions_of(game: str) -> dict[str, int]:
     """The numbers of the actions that a game of ale_py's knows, by name."""
     import ale_py
+    from ale_py import roms
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     console = ale_py.ALEInterface()
-    console.loadROM(ale_py.roms.get_rom_path(game))
+    console.loadROM(roms.get_rom_path(game))
     return {action.name: number for number, action in enumerate(console.getMinimalActionSet())}
 
 
