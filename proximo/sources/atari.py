@@ -77,7 +77,7 @@ def actions_of(game: str) -> dict[str, int]:
 
     ale_py.ALEInterface.setLoggerMode(ale_py.LoggerMode.Error)
     console = ale_py.ALEInterface()
-    console.loadROM(roms.get_rom_path(game))
+    console.loadROM(str(roms.get_rom_path(game)))
     return {action.name: number for number, action in enumerate(console.getMinimalActionSet())}
 
 
