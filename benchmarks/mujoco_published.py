@@ -54,6 +54,8 @@ ABLATION: dict[str, float] = {
     "fixed-kl-3.0": 0.72,
     "fixed-kl-10.0": 0.69,
 }
+KINDS = (("clip-0.1", "paper", "clip-0.3"), ("penalty-0.003", "penalty", "penalty-0.03"),
+         ("fixed-kl-0.3", "fixed-kl-1.0", "fixed-kl-3.0", "fixed-kl-10.0"))  # fmt: skip
 LABELS: dict[str, str] = {
     "unconstrained": "no clipping or penalty",
     "clip-0.1": "clipping, ε = 0.1",

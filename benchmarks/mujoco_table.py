@@ -11,7 +11,7 @@ from typing import Any
 from mujoco_cost import Clock, cost
 from mujoco_pictures import draw
 from mujoco_plan import FASTEST, SETTINGS, STEPS, TASKS, Setting
-from mujoco_published import ABLATION, BEST, BEST_COLUMN, LABELS
+from mujoco_published import ABLATION, BEST, BEST_COLUMN, KINDS, LABELS
 from mujoco_results import Results, ablation_scores, number, told
 from mujoco_verdicts import published
 from scores import COVERAGE, FEWEST, Scores, Statistic, even, interval, iqm, mean, normalised
@@ -128,7 +128,23 @@ def ablation(results: Results) -> list[str]:
         few = cells(results, name, FASTEST, names)
         many = cells(results, name, TASKS, everywhere) if name in everywhere else ("–", "–")
         lines.append(f"| {LABELS[name]} | {few[0]} | {few[1]} | {many[0]} | {many[1]} | {ABLATION[name]:.2f} |")
-    return [*lines, ""]
+    return [*lines, "", *leaders(results, names), ""]
+
+
+def leaders(results: Results, names: list[str]) -> list[str]:
+    """The best of each kind on the three tasks, and whether it can be told from the one that the paper found best."""
+    said = list[str]()
+    for kind in (kind for kind in KINDS if set(kind) <= set(names)):
+        found = {name: ablation_scores(results, name, FASTEST, names) for name in kind}
+        ours, theirs = max(kind, key=lambda name: mean(found[name])), max(kind, key=ABLATION.__getitem__)
+        if ours == theirs:
+            said.append(f"{LABELS[ours]}, as in the paper")
+            continue
+        low, high = interval(found[ours], mean), interval(found[theirs], mean)
+        apart = low is not None and high is not None and low[0] > high[1]
+        told = "apart by their intervals" if apart else "not told apart by so few seeds"
+        said.append(f"{LABELS[ours]} ({mean(found[ours]):.2f}; the paper's {mean(found[theirs]):.2f}, {told})")
+    return [f"The best of each kind here, on the three tasks: {'; '.join(said)}."] if said else []
 
 
 def cells(results: Results, name: str, tasks: Iterable[str], among: list[str]) -> tuple[str, str]:

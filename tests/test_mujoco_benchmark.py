@@ -222,6 +222,21 @@ def test_of_fewer_than_three_runs_no_interval_is_told(tmp_path: Path) -> None:
     assert "| clipping, ε = 0.1 | 0.22 (0.16 to 0.28) | 9 | 0.22 (–) | 20 | 0.76 |" in text
 
 
+def test_the_page_says_whether_the_best_of_a_kind_is_the_papers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def page_where(share: float, spread: float) -> str:
+        monkeypatch.setitem(SHARES, "clip-0.1", share)
+        monkeypatch.setitem(SHARES, "clip-0.3", 0.3)
+        return page_of(everywhere(5, spread=spread), tmp_path)
+
+    said = "The best of each kind here, on the three tasks: clipping, ε = 0."
+    assert f"{said}2, as in the paper." in page_where(0.7, 0.0)
+    assert f"{said}1 (1.00; the paper's 0.89, apart by their intervals)." in page_where(0.9, 0.001)
+    assert "not told apart by so few seeds)." in page_where(0.9, 0.2)
+    assert said not in page_of([each for each in everywhere(3) if each["setting"] != "clip-0.3"], tmp_path)
+
+
 def test_a_lucky_evaluation_is_not_the_end(tmp_path: Path) -> None:
     """Judged by both: as the means over seeds are at the end, and at their largest, which no single seed's is."""
     rows = everywhere(2, spread=0.0)
