@@ -239,6 +239,22 @@ def test_every_world_trains_with_its_preset_and_resumes_exactly(name: str, tmp_p
     assert score.lengths[0] <= 20
 
 
+@pytest.mark.parametrize("name", ["Racetrack-v0", "Highway-v0", "Intersection-v0"])
+def test_roads_are_learned_from_in_envpools_lanes_and_resumed_exactly(name: str, tmp_path: Path) -> None:
+    """As a user has them: without a limit of episodes, which would be stepped one by one."""
+    roads = {key: value for key, value in SHORT.items() if key != "max_episode_steps"}
+    whole, broken = (proximo.train(name, out=tmp_path / way, **roads) for way in ("whole", "broken"))
+    assert whole.config.run.backend == "envpool"
+    assert whole.config.preset in ("racetrack", "highway")
+    for late in all_of(broken.folder)[1:]:
+        shutil.rmtree(late)
+    again = proximo.resume(broken.folder, quiet=True)
+    assert again.step == whole.step
+    for one, other in zip(all_of(whole.folder), all_of(broken.folder), strict=True):
+        for file in ("model.safetensors", "state.safetensors"):
+            assert (one / file).read_bytes() == (other / file).read_bytes()
+
+
 def test_a_game_can_be_watched(tmp_path: Path) -> None:
     run = proximo.train("Racetrack-v0", out=tmp_path / "run", **SHORT)
     record_video(run.agent, "Racetrack-v0", run.config.run, tmp_path / "drive.mp4", 1)
