@@ -18,13 +18,14 @@ def published(results: Results, names: tuple[str, ...]) -> list[str]:
     for name in HEADLINES:
         lines += headline(name, {env: rows for env in TASKS if (rows := results.of(name, env))})
     lines += [
-        "An evaluation is 20 episodes of most likely actions; a run has 10, one that was stopped in one 9. `last` is "
+        "An evaluation is 20 episodes of most likely actions; a run has 10. `last` is "
         "the one at the end, its mean over seeds, and `best` the largest of the 10 means over seeds. Tianshou's "
         "numbers are of the second kind, "
         "over 10 seeds. The largest of several noisy means lies above the truth, and the more so the fewer seeds "
         "they are of: `best` over few seeds flatters more than Tianshou's over ten. Hence both, and `last` first. "
         f"The bar of a PPO is {BEST_COLUMN}; that of another algorithm is Tianshou's number. Seeds 0 and 1 are not "
-        "among those of `tuned`, whose numbers were chosen by them (proximo/presets/mujoco.py).",
+        "among those of `tuned`, whose numbers were chosen by them; once seeds 2 to 4 chose too, between its lanes and "
+        "fewer, longer ones (proximo/presets/mujoco.py).",
         "",
     ]
     for algo, others in PUBLISHED.items():
