@@ -25,7 +25,6 @@ from proximo.models.normalize import Normalizer
 from proximo.models.trial import attempted, made, must_be, must_have, several, tried
 from proximo.observations import Path, leaves, space_map, storage, zeros
 from proximo.policy import Evaluation, Policy, blank
-from proximo.updaters.optimizer import trainable
 
 PARTS = ("encoder", "core", "policy")
 PROTOCOL = ("sequence", "initial", "noise", "act", "to_env", "value", "evaluate", "observe", "device")
@@ -208,7 +207,7 @@ def must_be_measured(policy: Policy, observation_space: gym.Space, names: tuple[
 def must_be_apart(policy: Policy, observation_space: gym.Space, algo: str) -> None:
     """ConfigError for a policy whose actions would change where its value alone is fitted."""
     evaluation = policy.evaluate(blank(policy, observation_space, policy.sequence, ROWS))
-    parameters = trainable(policy)
+    parameters = {name: parameter for name, parameter in policy.named_parameters() if parameter.requires_grad}
 
     def moves(tensors: list[Tensor]) -> set[str]:
         depend = [x.sum() for x in tensors if x.requires_grad]

@@ -105,7 +105,8 @@ def about_environment(p: Profile) -> Said:
     if share < LARGE:
         return None
     lanes, backend, a_call = c.run.envs, c.run.backend, p.parts[ENVIRONMENT].ms * 1e-3 / c.algorithm.horizon
-    together = c.registered and names_a_vector(c.env) and not has_mask(space_from_json(c.spaces["observation"]))
+    masked = "observation" in c.spaces and has_mask(space_from_json(c.spaces["observation"]))
+    together = c.registered and names_a_vector(c.env) and not masked
     a_lane, one_by_one = a_call / lanes, backend == "sync" and not together
     if one_by_one and c.registered and c.env in envpool_ids():
         more = "" if lanes >= FEW_LANES else f" with --envs {FEW_LANES} or more"
