@@ -119,7 +119,7 @@ def ablation(results: Results) -> list[str]:
         "compared settings 1; the mean of the tasks' means over seeds, with its interval. On three tasks those of all "
         "rows are compared, on all seven those of the rows that have them, so each column has a scale of its own. The "
         "paper's are over all seven tasks in their first versions, and relative to the best of its own runs: orders "
-        "compare, levels hardly. All seven are run with what the paper found best of each kind.",
+        "compare, levels hardly. All seven are run with the best of each kind, the paper's and those here.",
         "",
         f"| surrogate | {short} | runs | all seven tasks | runs | the paper, all seven |",
         "|---|---|---|---|---|---|",
