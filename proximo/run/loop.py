@@ -37,10 +37,12 @@ def learn(run: Run, log: Log, reporter: Reporter) -> None:
                     measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
                 ranks.must_agree(() if guard.sharded else guard.live.values())
+                log.flush()  # a row that a checkpoint has passed is not written again
                 save(run)
                 if not run.finished:
                     start_lanes(run)
         run.interrupted = interrupts.caught
+        log.flush()
         save_if_new(run)
 
 
