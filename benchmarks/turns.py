@@ -57,7 +57,7 @@ def runner(env: str, algo: str, preset: str, settings: dict[str, Any]) -> Iterat
         log = RunLog(run.folder, 0)
         try:
             loop.start_lanes(run)
-            yield Runner(run, loop.Guard(run), log)
+            yield Runner(run, loop.Guard(run, log), log)
         finally:
             run.source.close()
             log.close()

@@ -79,8 +79,9 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
         first = lent(policy, others, lambda: policy.evaluate(some).distribution)
         kls = masked_mean(batch.old.kl(now), batch.mask), masked_mean(first.kl(some.old), some.mask)
         error = SHARE * torch.where(batch.mask, slopes(now, batch.mask), 0).amax()
-        zeros = [(x - x).sum() for x in tensors_of(policy).values()]  # NaN where a number is not finite
-        return (torch.stack([*kls, error]) + sum(zeros),)
+        numbers = [x for x in tensors_of(policy).values() if x.is_floating_point() or x.is_complex()]
+        nothing = sum((x - x).abs().sum() for x in numbers)  # NaN unless all of them are finite
+        return (torch.stack([*kls, error]) + nothing,)
 
     call = fused(policy, measure, [*example.leaves(), *reference.values()])
 

@@ -52,7 +52,8 @@ class Learner(Protocol):
     def evaluate(self, batch: Batch) -> Evaluation:
         """Log-probability, value and distribution of the batch's observations and actions.
 
-        Of whole lanes in the order of time, from `batch.memory`, where the policy remembers.
+        Of whole lanes in the order of time, from `batch.memory`, where the policy remembers. Where drift is measured a
+        batch has no other columns than those, mask, start and old (see `proximo.drift.looked_at`).
         """
         ...
 

@@ -24,7 +24,7 @@ from proximo.algorithms import ALGORITHMS
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.drift import TRIALS, backtrack, exact_kl, kl, spacing, tensors_of
+from proximo.drift import TRIALS, backtrack, distances, exact_kl, kl, spacing, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
@@ -228,6 +228,23 @@ def test_no_accepted_update_exceeds_the_bound(name: str, compile: bool, cases: i
             assert row["kl"] == pytest.approx(kl_of(policy, before, now, batch), rel=0.05, abs=2e-6)
             counts["left" if alpha == 1 else "cut" if alpha else "undone"] += 1
     assert min(counts.values()) > 0.02 * cases, counts
+
+
+@pytest.mark.parametrize("compile", [False, pytest.param(True, marks=needs_compiler)])
+def test_buffers_of_any_kind_are_looked_at(compile: bool) -> None:
+    """Masks of bool and complex rotations, as transformers keep them, are no obstacle, and NaN among them is told."""
+    policy = policy_for(SPACES["box"])
+    policy.register_buffer("mask", torch.ones(3, 3, dtype=torch.bool).triu())
+    if not compile:
+        policy.register_buffer("turns", torch.polar(torch.ones(4), torch.arange(4.0)))
+    batch = collected(policy, torch.randn(8, 3, 5), torch.ones(8, 3, dtype=torch.bool))
+    with compiling(compile):
+        measure = distances(policy, snapshot(policy), batch)
+    assert measure(batch) == pytest.approx((0, 0, 0), abs=1e-4)
+    if not compile:
+        with torch.no_grad():
+            policy.turns[2] = complex(0, math.nan)
+        assert all(map(math.isnan, measure(batch)))
 
 
 @pytest.mark.parametrize("name", SPACES)

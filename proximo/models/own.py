@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from proximo.batch import leaves_of, tree_map, with_leaves
-from proximo.drift import exact_kl, tensors_of
+from proximo.drift import exact_kl, looked_at, tensors_of
 from proximo.errors import ConfigError
 from proximo.models.normalize import Normalizer
 from proximo.models.trial import attempted, made, must_be, must_have, several, tried
@@ -196,7 +196,7 @@ def must_be_measured(policy: Policy, observation_space: gym.Space, names: tuple[
     """ConfigError for a policy whose drift cannot be measured, which is done in float64 where it is near a bound."""
     batch = blank(policy, observation_space, policy.sequence, ROWS)
     try:
-        exact_kl(policy, tensors_of(policy), batch)
+        exact_kl(policy, tensors_of(policy), looked_at(batch))
     except Exception as error:
         raise ConfigError(
             f"your {' and '.join(names)} cannot be evaluated in float64, as drift is ({error}): convert what it sees "

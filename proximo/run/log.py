@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections import deque
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO, Any, Protocol, cast
 
@@ -18,7 +17,7 @@ from proximo.run.files import replace_durably
 from proximo.run.folder import ALARMS, DRIFT, EVALS, METRICS, SAMPLES, SAMPLES_PAGE
 from proximo.run.samples import page
 
-EVERY = 1.0  # seconds between two times that rows of updates are written
+LATE = 1.0  # seconds that a row of drift may wait for others
 
 
 class Log(Protocol):
@@ -51,32 +50,33 @@ class Unwritten:
 
 
 class RunLog:
-    """Appends one object per update and per evaluation.
+    """Appends one object per update and per evaluation; what is written is on its way to the disk at once.
 
-    Where updates are so short that many fall into a second, what they tell is written once a second, all together: one
-    at a time costs several times as much, for then the code that does it is never at hand.
+    Rows of drift wait for one another where updates take less than a second, which costs a tenth of writing each: until
+    a second has passed, or `flush` is called, as it must be before a checkpoint, after which they are not made again.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.drift_file = folder, cast(IO[str] | None, None)
-        self.late, self.flushed = deque[tuple[IO[str], dict[str, Any]]](), -math.inf  # rows to write, when any were
+        self.drifts, self.flushed = list[dict[str, Any]](), -math.inf  # what waits, and since when
         with self.writing():
-            self.metrics_file = (folder / METRICS).open("a")
+            self.metrics_file = (folder / METRICS).open("a", buffering=1)
             self.evals_file = (folder / EVALS).open("a", buffering=1)
             self.events = EventFile(folder, step)
 
     def metrics(self, row: dict[str, Any]) -> dict[str, Any]:
         """Write an update's metrics; returns them as written (numbers that are not finite become null)."""
         row = {name: finite(value) for name, value in row.items()}
-        self.soon(self.metrics_file, row)
         with self.writing():
+            self.metrics_file.write(json.dumps(row) + "\n")
             self.show("train", row["step"], {name: row[name] for name in row if name not in ("step", "update")})
+        if self.drifts and time.monotonic() >= self.flushed + LATE:
+            self.flush()
         return row
 
     def evaluation(self, row: dict[str, Any], samples: Sequence[dict[str, Any]] = ()) -> None:
         """Write what an evaluation found; and, where it has samples, those, all and as the page of the last ones."""
         row = plain(row)
-        self.flush()
         with self.writing():
             self.evals_file.write(json.dumps(row) + "\n")
             if samples:
@@ -87,11 +87,19 @@ class RunLog:
             self.show("eval", row["step"], {name: row[name] for name in ("return_mean", "length_mean")})
 
     def drift(self, row: dict[str, Any]) -> None:
-        """Write how an update was held to its bound; the file is there in runs that measure it."""
-        if self.drift_file is None:
-            with self.writing():
+        """Write how an update was held to its bound, with its metrics or later; the file is there in runs with rows."""
+        self.drifts.append({name: finite(value) for name, value in row.items()})
+
+    def flush(self) -> None:
+        """Write the rows of drift that wait."""
+        rows, self.drifts, self.flushed = self.drifts, [], time.monotonic()
+        if not rows:
+            return
+        with self.writing():
+            if self.drift_file is None:
                 self.drift_file = (self.folder / DRIFT).open("a")
-        self.soon(self.drift_file, {name: finite(value) for name, value in row.items()})
+            self.drift_file.write("".join(json.dumps(row) + "\n" for row in rows))
+            self.drift_file.flush()
 
     def alarm(self, row: dict[str, Any]) -> None:
         """Write down what was amiss; the file is there in runs where something was."""
@@ -102,30 +110,12 @@ class RunLog:
         """Numbers for TensorBoard, all in one event."""
         self.events.scalars(step, {f"{group}/{name}": number for name, number in row.items() if number is not None})
 
-    def soon(self, file: IO[str], row: dict[str, Any]) -> None:
-        """Write a row within a second, as far as rows follow one another."""
-        self.late.append((file, row))
-        if time.monotonic() >= self.flushed + EVERY:
-            self.flush()
-
-    def flush(self) -> None:
-        """Send what is not yet written on its way to the disk."""
-        with self.writing():
-            while self.late:
-                file, row = self.late.popleft()
-                file.write(json.dumps(row) + "\n")
-            for file in filter(None, (self.metrics_file, self.drift_file)):
-                file.flush()
-        self.flushed = time.monotonic()
-
     def close(self) -> None:
-        self.flush()
-        with self.writing():
-            self.metrics_file.close()
-            self.evals_file.close()
-            if self.drift_file is not None:
-                self.drift_file.close()
-            self.events.close()
+        with self.writing(), ExitStack() as stack:
+            for file in (self.metrics_file, self.evals_file, self.events):
+                stack.callback(file.close)
+            stack.callback(lambda: self.drift_file.close() if self.drift_file is not None else None)
+            self.flush()
 
     @contextmanager
     def writing(self) -> Iterator[None]:

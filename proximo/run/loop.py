@@ -26,7 +26,7 @@ def learn(run: Run, log: Log, reporter: Reporter) -> None:
     c = run.config.run
     with Interrupts() as interrupts:
         start_lanes(run)
-        guard = Guard(run)
+        guard = Guard(run, log)
         if run.unevaluated:  # what was stopped in an evaluation begins with it
             measure(run, log, reporter, interrupts)
         while not run.finished and interrupts.agreed() is None:
@@ -37,7 +37,7 @@ def learn(run: Run, log: Log, reporter: Reporter) -> None:
                     measure(run, log, reporter, interrupts)
             if run.finished or crossed(before, run.step, c.checkpoint_every):
                 ranks.must_agree(() if guard.sharded else guard.live.values())
-                log.flush()  # a row that a checkpoint has passed is not written again
+                log.flush()
                 save(run)
                 if not run.finished:
                     start_lanes(run)
@@ -73,12 +73,13 @@ def start_lanes(run: Run) -> None:
 class Guard:
     """Brings a run's tensors back to what they were when something fails, and saves what was learned until then."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, log: Log) -> None:
+        self.run, self.log = run, log
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
         every = live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
         # the ledger's reference never changes
         tensors = {name: tensor for name, tensor in every.items() if not name.startswith("ledger.reference.")}
-        self.run, self.live = run, {name: ranks.local(tensor) for name, tensor in tensors.items()}
+        self.live = {name: ranks.local(tensor) for name, tensor in tensors.items()}
         self.sharded = any(self.live[name] is not tensor for name, tensor in tensors.items())
         self.snapshot = Snapshot(self.live)
         self.before = self.snapshot.tensors
@@ -94,6 +95,7 @@ class Guard:
             restore(self.live, self.before, "undoing a failed update")
             if self.sharded:  # to save, all ranks must come
                 raise
+            self.log.flush()
             save_if_new(self.run)
             if self.run.step == 0 or isinstance(error, KeyboardInterrupt):
                 raise
