@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
-from proximo.batch import Batch
+from proximo.batch import Batch, leaves_of
 from proximo.compiler import compiling_is_on, fused, lent
 from proximo.policy import Policy
 from proximo.reduce import masked_mean
@@ -68,28 +69,42 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
     finite, be it one that no action depends on.
     """
     example = looked_at(example)
-    columns, count, apart = example.map(lambda x: x.new_empty(0)), len(example.leaves()), spacing(example)
+    columns, apart = example.map(lambda x: x.new_empty(0)), spacing(example)
+    rows, first = len(example.leaves()), len(example.leaves()) + len(reference)
+    more = [*reference.values(), *memory_of(policy)]
 
     def measure(*tensors: Tensor) -> tuple[Tensor]:
-        batch = columns.with_leaves(tensors[:count])
+        batch, others = columns.with_leaves(tensors[:rows]), dict(zip(reference, tensors[rows:first], strict=True))
         now = policy.evaluate(batch).distribution
-        others = dict(zip(reference, tensors[count:], strict=True))
         some = batch.replace(old=now)
         some = some if apart == 1 else some.flatten().map(lambda x: x[::apart])
-        first = lent(policy, others, lambda: policy.evaluate(some).distribution)
-        kls = masked_mean(batch.old.kl(now), batch.mask), masked_mean(first.kl(some.old), some.mask)
+        then = lent(policy, others, lambda: policy.evaluate(some).distribution)
+        kls = masked_mean(batch.old.kl(now), batch.mask), masked_mean(then.kl(some.old), some.mask)
         error = SHARE * torch.where(batch.mask, slopes(now, batch.mask), 0).amax()
-        numbers = [x for x in tensors_of(policy).values() if x.is_floating_point() or x.is_complex()]
-        nothing = sum((x - x).abs().sum() for x in numbers)  # NaN unless all of them are finite
+        nothing = sum((x - x).abs().sum() for x in tensors[first:])  # NaN unless all numbers are finite
         return (torch.stack([*kls, error]) + nothing,)
 
-    call = fused(policy, measure, [*example.leaves(), *reference.values()])
+    call, shown = fused(policy, measure, [*example.leaves(), *more]), attrgetter(*vars(example))
 
     def measured(batch: Batch) -> tuple[float, float, float]:
-        update, cumulative, error = call(*looked_at(batch).leaves(), *reference.values())[0].tolist()
+        update, cumulative, error = call(*leaves_of(shown(batch)), *more)[0].tolist()
         return update, cumulative, error
 
     return measured
+
+
+def memory_of(policy: Policy) -> list[Tensor]:
+    """All numbers of a policy that may cease to be finite, in few tensors: optimizers keep all parameters in one."""
+    held = dict[int, list[Tensor]]()
+    for tensor in tensors_of(policy).values():
+        if tensor.is_floating_point() or tensor.is_complex():
+            held.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
+    return [some[0] if len(some) == 1 else all_of(some[0]) for some in held.values()]
+
+
+def all_of(tensor: Tensor) -> Tensor:
+    """The memory that a tensor is a part of, as one of its kind."""
+    return tensor.new_empty(0).set_(tensor.untyped_storage())
 
 
 def slopes(distribution: Any, mask: Tensor) -> Tensor:
