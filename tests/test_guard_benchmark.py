@@ -23,6 +23,7 @@ A2C = guard.Case("CartPole-v1", "a2c")
 @pytest.fixture(autouse=True)
 def uncompiled(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guard, "COMPILE", "off")
+    monkeypatch.setattr(guard, "MAKINGS", 2)
 
 
 @pytest.mark.parametrize("case", [SMALL, A2C], ids=lambda case: case.algo)
@@ -33,7 +34,8 @@ def test_near_the_bound_every_update_is_measured_in_float64_and_none_is_cut(
     """That none is cut `measured` asserts itself, by comparing weights with a run that has no bound."""
     row = guard.measured(case, 0.0, near_it)
     assert row["near"] == share
-    assert row["pairs"] == guard.WARM
+    assert row["pairs"] == 2 * guard.WARM
+    assert len(row["makings"]) == 2
     assert row["bound"] == ("near" if near_it else "far")
     assert (row["fixed"] is not None) == near_it
 
@@ -42,6 +44,17 @@ def test_what_one_bound_for_all_updates_meets_by_hand() -> None:
     """The median is 1: a bound of 1.075 is near 1 and 1.1, and not 0.5; 1.1 and 2 exceed it."""
     found = guard.fixed(np.array([0.5, 1.0, 1.0, 1.1, 2.0]))
     assert found == {"bound": pytest.approx(1.075), "near": 0.6, "over": 0.4}
+
+
+def test_costs_by_hand() -> None:
+    """One making in which the guard costs 1, 2 and 6 %, and one in which it costs 4 %, of cycles twice as long."""
+    makings = [np.array([[1.0, 1.01], [1.0, 1.02], [1.0, 1.06]]), np.array([[2.0, 2.08]] * 3)]
+    found = guard.costs(makings)
+    assert found["makings"] == pytest.approx([0.02, 0.04])
+    assert found["cost"] == pytest.approx(0.03)
+    assert found["cost_of_sums"] == pytest.approx((0.01 + 0.02 + 0.06 + 3 * 0.08) / 9)
+    assert found["cycle_ms"] == pytest.approx(1500)
+    assert 0.01 <= found["cost_low"] < 0.03 < found["cost_high"] <= 0.06
 
 
 def row(env: str, bound: str, low: float, high: float) -> dict[str, Any]:
