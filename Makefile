@@ -10,7 +10,7 @@ train: .venv/ready
 	$(BIN)/proximo train $(ENV) $(ARGS)
 
 test: .venv/ready
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 lint: .venv/ready
 	$(BIN)/ruff check .
