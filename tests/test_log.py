@@ -1,128 +1,83 @@
-"""What a run writes down: rows of drift may wait for one another, and none is lost that is not made again."""
+"""What is told of a run while it trains: finished episodes, and TensorBoard's events."""
 
 from __future__ import annotations
 
-import itertools
-import json
 import math
-import signal
-from collections.abc import Callable, Iterator
+from collections import deque
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader
 
-import proximo
-from proximo.errors import EnvFailure, RunFolderError
-from proximo.run import log as logs
-from proximo.run import loop
-from proximo.run.log import RunLog
-from tests.toys import Recall
-
-SHORT: dict[str, Any] = dict(
-    envs=2, horizon=8, minibatches=1, epochs=1, quiet=True, eval_every=0, eval_episodes=1, max_kl=1e6
-)
+from proximo.run.events import EventFile
+from proximo.sources.episodes import WINDOW, Episodes
 
 
-def numbers(folder: Path, name: str = "drift.jsonl") -> list[int]:
-    """The updates whose rows a file holds."""
-    path = folder / name
-    return [json.loads(line)["update"] for line in path.read_text().splitlines()] if path.exists() else []
+@pytest.mark.parametrize("ending", [0.0, 0.02, 0.3, 0.9, 1.0])
+@pytest.mark.parametrize("lanes", [1, 3, 150])
+def test_episodes_are_those_of_a_walk_step_by_step(ending: float, lanes: int) -> None:
+    random = np.random.default_rng(lanes)
+    episodes, told = Episodes(), deque[tuple[float, int]](maxlen=WINDOW)
+    episodes.restart(lanes)
+    sums, lengths, count = np.zeros(lanes), np.zeros(lanes, int), 0
+    for steps in (1, 7, 30, 2):
+        reward = random.integers(-9, 9, (steps, lanes)).astype(np.float32)
+        mask, ended = random.random((steps, lanes)) < 0.9, random.random((steps, lanes)) < ending
+        reward[~mask] = 0
+        for t in range(steps):
+            sums, lengths = sums + reward[t], lengths + mask[t]
+            for lane in np.flatnonzero(ended[t]):
+                told.append((sums[lane], lengths[lane]))
+                sums[lane], lengths[lane], count = 0, 0, count + 1
+        episodes.add(reward, mask, ended)
+        seen = episodes.metrics()
+        assert seen["episodes"] == count
+        if count:
+            assert seen["return_mean"] == pytest.approx(np.mean([each[0] for each in told]), abs=1e-9)
+            assert seen["length_mean"] == pytest.approx(np.mean([each[1] for each in told]), abs=1e-9)
+        else:
+            assert seen["return_mean"] is None
 
 
-def cycle(log: RunLog, update: int) -> None:
-    """What the loop tells of one update."""
-    row = {"step": 10 * update, "update": update}
-    log.drift({**row, "kl": math.nan})
-    log.metrics({**row, "return_mean": 1.0})
+def test_a_huge_reward_leaves_no_trace_in_the_next_episode() -> None:
+    episodes = Episodes()
+    episodes.restart(1)
+    reward, ended = np.array([[1e30], [1.0], [2.0]], np.float32), np.array([[True], [False], [True]])
+    episodes.add(reward, np.ones_like(ended), ended)
+    assert episodes.returns[1] == 3
 
 
-def test_rows_of_drift_wait_where_updates_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "LATE", math.inf)
-    log = RunLog(tmp_path, 0)
-    for update in (1, 2, 3):
-        cycle(log, update)
-    assert numbers(tmp_path) == []
-    assert numbers(tmp_path, "metrics.jsonl") == [1, 2, 3]
-    log.flush()
-    assert numbers(tmp_path) == [1, 2, 3]
-    cycle(log, 4)
-    log.close()
-    assert numbers(tmp_path) == [1, 2, 3, 4]
-    assert json.loads((tmp_path / "drift.jsonl").read_text().splitlines()[0])["kl"] is None
+def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
+    file = EventFile(tmp_path, 0)
+    file.scalars(5, {"train/ä": 1.5, "train/long": 1e39, "x" * 300: -2.25e-3})
+    file.scalars(2**40, {"train/ä": 2})
+    file.close()
+    board = EventAccumulator(str(tmp_path)).Reload()
+    assert set(board.Tags()["scalars"]) == {"train/ä", "train/long", "x" * 300}
+    assert [(event.step, event.value) for event in board.Scalars("train/ä")] == [(5, 1.5), (2**40, 2)]
+    assert board.Scalars("train/long")[0].value == math.inf
+    assert board.Scalars("x" * 300)[0].value == np.float32(-2.25e-3)
 
 
-def test_where_updates_are_long_drift_is_there_with_their_metrics(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(logs, "LATE", 0.0)
-    log = RunLog(tmp_path, 0)
-    for update in (1, 2):
-        cycle(log, update)
-        assert numbers(tmp_path) == numbers(tmp_path, "metrics.jsonl") == [*range(1, update + 1)]
-    log.close()
+def test_events_that_a_resumed_run_repeats_replace_the_old_ones(tmp_path: Path) -> None:
+    for begin, value in ((0, 1.0), (4, 2.0)):
+        file = EventFile(tmp_path, begin)
+        for step in range(begin + 1, 7):
+            file.scalars(step, {"return": value})
+        file.close()
+    told = [(event.step, event.value) for event in EventAccumulator(str(tmp_path)).Reload().Scalars("return")]
+    assert told == [(1, 1), (2, 1), (3, 1), (4, 1), (5, 2), (6, 2)]
 
 
-class Once(Recall):
-    """Recall, in which something happens in one of the steps that all lanes take."""
-
-    def __init__(self, happens: Callable[[], None], steps: Iterator[int]) -> None:
-        super().__init__()
-        self.happens, self.steps = happens, steps
-
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        if next(self.steps) == 150:
-            self.happens()
-        return super().step(action)
-
-
-def breaks() -> None:
-    raise RuntimeError("broke")
-
-
-def interrupts() -> None:
-    signal.raise_signal(signal.SIGINT)
-
-
-def checked(save: Callable[[Any], None], saved: list[int]) -> Callable[[Any], None]:
-    """The same, after a look at what is on the disk by then."""
-
-    def looked(run: Any) -> None:
-        assert numbers(run.folder) == [*range(1, run.update + 1)]
-        saved.append(run.update)
-        save(run)
-
-    return looked
-
-
-@pytest.mark.parametrize("happens", [lambda: None, breaks, interrupts])
-def test_no_checkpoint_is_ahead_of_the_drift_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, happens: Callable[[], None]
-) -> None:
-    """A process that is killed after a save has lost no row that the resumed run will not make."""
-    monkeypatch.setattr(logs, "LATE", math.inf)
-    saved = list[int]()
-    for name in ("save", "save_if_new"):
-        monkeypatch.setattr(loop, name, checked(getattr(loop, name), saved))
-    steps = itertools.count()
-    settings = SHORT | dict(steps=256, checkpoint_every=64, out=tmp_path / "run", backend="sync")
-    if happens is breaks:
-        with pytest.raises(EnvFailure, match="broke"):
-            proximo.train(lambda: Once(happens, steps), **settings)
-    else:
-        run = proximo.train(lambda: Once(happens, steps), **settings)
-        assert bool(run.interrupted) == (happens is interrupts)
-    assert len(saved) >= 3
-    assert saved[-1] > saved[0] > 1
-
-
-def test_what_cannot_be_written_keeps_no_file_open(tmp_path: Path) -> None:
-    log = RunLog(tmp_path, 0)
-    log.drift({"step": 1, "update": 1})
-    (tmp_path / "drift.jsonl").mkdir()
-    with pytest.raises(RunFolderError, match=r"cannot write to .*drift\.jsonl"):
-        log.close()
-    assert log.metrics_file.closed
-    assert log.evals_file.closed
-    assert log.events.file.closed
+def test_a_record_that_was_cut_short_ends_the_reading(tmp_path: Path) -> None:
+    """As after a power cut: what was whole stays readable."""
+    file = EventFile(tmp_path, 0)
+    for step in (1, 2):
+        file.scalars(step, {"return": 1.0})
+    file.close()
+    (path,) = tmp_path.iterdir()
+    whole = len(list(RawEventFileLoader(str(path)).Load()))
+    path.write_bytes(path.read_bytes()[:-3])
+    assert len(list(RawEventFileLoader(str(path)).Load())) == whole - 1
