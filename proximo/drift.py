@@ -94,17 +94,19 @@ def distances(policy: Policy, reference: Tensors, example: Batch) -> Distances:
 
 
 def memory_of(policy: Policy) -> list[Tensor]:
-    """All numbers of a policy that may cease to be finite, in few tensors: optimizers keep all parameters in one."""
-    held = dict[int, list[Tensor]]()
+    """All numbers of a policy that may cease to be finite, in few tensors: optimizers keep all parameters in one.
+
+    Tensors that lie in one memory are taken as that where it holds nothing else.
+    """
+    held, found = dict[int, list[Tensor]](), list[Tensor]()
     for tensor in tensors_of(policy).values():
         if tensor.is_floating_point() or tensor.is_complex():
             held.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-    return [some[0] if len(some) == 1 else all_of(some[0]) for some in held.values()]
-
-
-def all_of(tensor: Tensor) -> Tensor:
-    """The memory that a tensor is a part of, as one of its kind."""
-    return tensor.new_empty(0).set_(tensor.untyped_storage())
+    for some in held.values():
+        memory = some[0].untyped_storage()
+        alone = sum(x.nbytes for x in some) == memory.nbytes() and len({x.dtype for x in some}) == 1
+        found += [some[0].new_empty(0).set_(memory)] if alone else some
+    return found
 
 
 def slopes(distribution: Any, mask: Tensor) -> Tensor:

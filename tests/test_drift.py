@@ -24,7 +24,7 @@ from proximo.algorithms import ALGORITHMS
 from proximo.algorithms.ppo import PPO, PPOConfig
 from proximo.batch import Batch
 from proximo.compiler import compiling
-from proximo.drift import TRIALS, backtrack, distances, exact_kl, kl, spacing, tensors_of
+from proximo.drift import TRIALS, backtrack, distances, exact_kl, kl, memory_of, spacing, tensors_of
 from proximo.errors import CheckpointError, ConfigError
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Bernoulli, Categorical, Gaussian, MultiCategorical
@@ -245,6 +245,23 @@ def test_buffers_of_any_kind_are_looked_at(compile: bool) -> None:
         with torch.no_grad():
             policy.turns[2] = complex(0, math.nan)
         assert all(map(math.isnan, measure(batch)))
+
+
+def test_only_the_policys_own_numbers_are_looked_at() -> None:
+    """Buffers may be parts of a memory that holds other things; parameters that an optimizer keeps are one vector."""
+    policy = policy_for(SPACES["box"])
+    PPO(policy, PPOConfig())
+    scratch = torch.full((9,), math.nan)
+    scratch[:6] = 1
+    policy.register_buffer("low", scratch[:3])
+    policy.register_buffer("high", scratch[3:6])
+    batch = collected(policy, torch.randn(8, 3, 5), torch.ones(8, 3, dtype=torch.bool))
+    measure, sizes = distances(policy, snapshot(policy), batch), [x.numel() for x in memory_of(policy)]
+    assert sum(parameter.numel() for parameter in policy.parameters()) in sizes
+    assert sum(sizes) == sum(x.numel() for x in tensors_of(policy).values() if x.is_floating_point())
+    assert measure(batch) == pytest.approx((0, 0, 0), abs=1e-4)
+    scratch[1] = math.inf
+    assert all(map(math.isnan, measure(batch)))
 
 
 @pytest.mark.parametrize("name", SPACES)

@@ -52,13 +52,13 @@ class Unwritten:
 class RunLog:
     """Appends one object per update and per evaluation; what is written is on its way to the disk at once.
 
-    Rows of drift wait for one another where updates take less than a second, which costs a tenth of writing each: until
-    a second has passed, or `flush` is called, as it must be before a checkpoint, after which they are not made again.
+    Rows of drift wait for one another where updates take less than a second, to spare short ones a write: until a
+    second has passed, or `flush` is called, as it must be before a checkpoint, after which they are not made again.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.drift_file = folder, cast(IO[str] | None, None)
-        self.drifts, self.flushed = list[dict[str, Any]](), -math.inf  # what waits, and since when
+        self.drifts, self.flushed = list[dict[str, Any]](), -math.inf  # what waits; when rows last went
         with self.writing():
             self.metrics_file = (folder / METRICS).open("a", buffering=1)
             self.evals_file = (folder / EVALS).open("a", buffering=1)
