@@ -109,6 +109,24 @@ class Policy(Learner, Protocol):
 
 
 @runtime_checkable
+class Looking(Protocol):
+    """A policy that acts in two steps, the first of which need not be taken again to judge what it did."""
+
+    looks: bool  # whether that is worth while: an image network's features, not a few numbers
+
+    def look(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[tuple[Tensor, ...], Any]:
+        """What it makes of observations [N, ...], tensors [N, F], and the memory after them.
+
+        `evaluate` takes them, [T, N, F], as the column `seen`, and looks no more.
+        """
+        ...
+
+    def choose(self, seen: tuple[Tensor, ...], observation: Any, noise: Any) -> Any:
+        """Actions, as `act` does."""
+        ...
+
+
+@runtime_checkable
 class Layered(Protocol):
     """A policy whose layers can be looked at; one that is none learns as well, and no figures tell of its units."""
 

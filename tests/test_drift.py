@@ -34,9 +34,9 @@ from proximo.run import plot
 from proximo.run.checkpoint import all_of
 from proximo.run.config import RunConfig
 from proximo.run.ledger import Ledger, is_memory
-from proximo.run.machine import threads
 from proximo.sources.acting import judging
 from proximo.state import live_tensors
+from proximo.threads import threads
 from tests.conftest import Command, Complaint, rest_slow
 from tests.test_compiled import SPACES, batch_for, needs_compiler, policy_for
 from tests.test_suite import SMALL

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from proximo import compiler, kernels
 from proximo.compiler import compiling, fuse
-from proximo.run.machine import threads
+from proximo.threads import threads
 
 pytestmark = pytest.mark.skipif(kernels.loaded() is None, reason="not for this processor, or no compiler")
 SIZES = [(256, 64, 64), (64, 17, 64), (7, 5, 16), (1, 64, 64), (13, 3, 48), (6, 64, 96), (4, 1, 16), (33, 70, 80)]

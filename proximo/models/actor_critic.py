@@ -104,6 +104,7 @@ class ActorCritic(nn.Module):
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
         self.critic_trunk = Trunk(seen, network, own) if apart else None
         self.remembers = self.frames is not None or self.trunk.core is not None
+        self.looks = any(isinstance(module, ImageEncoder) for module in self.modules())  # longer than it chooses
         self.sequence = network.sequence or SEQUENCE
         self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
         shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
@@ -124,9 +125,16 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any]:
-        features, _, memory = self._step(observation, memory, start)
-        distribution = distribution_of(self.head, self.actor(features), observation)
-        return distribution.mode() if noise is None else distribution.sample(noise), memory
+        seen, memory = self.look(observation, memory, start)
+        return self.choose(seen, observation, noise), memory
+
+    def look(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[tuple[Tensor, ...], Any]:
+        acting, judging, memory = self._step(observation, memory, start)
+        return (acting,) if acting is judging else (acting, judging), memory
+
+    def choose(self, seen: tuple[Tensor, ...], observation: Any, noise: Any) -> Any:
+        distribution = distribution_of(self.head, self.actor(seen[0]), observation)
+        return distribution.mode() if noise is None else distribution.sample(noise)
 
     def to_env(self, action: Any) -> Any:
         return self.head.to_env(to_arrays(action))
@@ -151,6 +159,8 @@ class ActorCritic(nn.Module):
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features of actor and critic for a batch."""
+        if "seen" in vars(batch):
+            return batch.seen[0], batch.seen[-1]
         if not self.remembers:
             return self._features(batch.observation, self.initial(0), None)[:2]
         pieces, first = self._sequences(batch)
@@ -170,7 +180,8 @@ class ActorCritic(nn.Module):
         begun = leaves_of(memory)[0].new_zeros(len(leaves_of(memory)[0]), dtype=torch.bool) if start is None else start
         row = tree_map(lambda x: x.unsqueeze(0), observation)
         acting, judging, memory = self._features(row, memory, begun.unsqueeze(0))
-        return acting[0], judging[0], memory
+        first = acting[0]
+        return first, first if acting is judging else judging[0], memory
 
     def _features(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[Tensor, Tensor, Any]:
         observation = self._besides_mask(observation)

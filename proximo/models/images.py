@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from proximo.errors import ConfigError, unknown
+from proximo.kernels.packed import Step, convolution, packed
 from proximo.models.initial import orthogonal
 
 SMALLEST = 36  # pixels a side of which NatureCNN's three layers leave one position
@@ -50,6 +51,11 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(self.first(x.relu()).relu())
+
+    def packed(self, x: Tensor) -> Step:
+        """The same of inputs like `x`, by weights that are laid out once."""
+        first, second = convolution(self.first, x, "relu"), convolution(self.second, x, "none")
+        return lambda x: x + second(first(x.relu()))
 
 
 # [C, H, W] -> network, and its features
@@ -104,13 +110,15 @@ class ImageEncoder(nn.Module):
         # On the CPU both networks learn 1.3 to 1.6 times as fast in float32 with the channels innermost.
         order = torch.channels_last if images.device.type == "cpu" else torch.contiguous_format
         first: Any = self.network[0]
-        weight = first.weight / 255  # instead of the images, which are larger
-        dtype = torch.bfloat16 if self.brief else weight.dtype
-        with torch.autocast(images.device.type, dtype, enabled=self.brief):
-            images = images.contiguous(memory_format=order).to(dtype)  # bytes are turned in half the time of floats
-            convolved = conv2d(images, weight, first.bias, first.stride, first.padding)
-            features = self.network[1:](convolved)
-        return features.to(weight.dtype).reshape(*lead, self.features)
+        dtype = torch.bfloat16 if self.brief else first.weight.dtype
+        images = images.contiguous(memory_format=order).to(dtype)  # bytes are turned in half the time of floats
+        features = packed(self.network, images, 1 / 255)
+        if features is None:
+            with torch.autocast(images.device.type, dtype, enabled=self.brief):
+                weight = first.weight / 255  # instead of the images, which are larger
+                convolved = conv2d(images, weight, first.bias, first.stride, first.padding)
+                features = self.network[1:](convolved)
+        return features.to(first.weight.dtype).reshape(*lead, self.features)
 
 
 def layout(shape: tuple[int, ...], channels: str, name: str = "") -> tuple[bool, tuple[int, int, int]]:

@@ -6,12 +6,13 @@ import inspect
 import sys
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from proximo.run import loop
 from proximo.run.run import Run
+from proximo.sources.halves import Halves
 from proximo.sources.tensors import TensorSource
 
 ENVIRONMENT, POLICY, TOGETHER = "environment", "policy", "environment and policy"
@@ -93,16 +94,19 @@ def watching(run: Run, clock: Clock) -> Iterator[None]:
 def parts_of(run: Run) -> list[tuple[Any, str, str]]:
     """What is called in a cycle, as (owner, attribute), and the part that it is."""
     source, policy, algorithm = run.source, run.policy, run.algorithm
+    parts: Sequence[Any] = source.halves if isinstance(source, Halves) else [source]
     if isinstance(source, TensorSource):
         found = [(source, "walk", TOGETHER), (source.env, "noise", TOGETHER), (policy, "noise", TOGETHER)]
     else:
-        found = [(source.envs, "step", ENVIRONMENT), (source.envs, "reset", ENVIRONMENT)]
-        found += [(source.actor, "act", POLICY), (policy, "to_env", POLICY), (policy, "noise", POLICY)]
+        found = [(policy, "to_env", POLICY), (policy, "noise", POLICY)]
+        calls = ("step_async", "step_wait", "reset") if isinstance(source, Halves) else ("step", "reset")
+        for part in parts:
+            found += [*((part.envs, call, ENVIRONMENT) for call in calls), (part.actor, "act", POLICY)]
     home = sys.modules[type(algorithm).__module__]
     updaters = [(home, name, UPDATE) for name, thing in vars(home).items() if is_updater(thing)]
-    judge = source if isinstance(source, TensorSource) else source.actor
-    collecting = [(source, "collect", BUFFERS), (judge, "judge", JUDGING)]
-    return [*found, *collecting, (algorithm, "step", ADVANTAGES), *updaters, (loop, "record", LOGGING)]
+    judges = [source] if isinstance(source, TensorSource) else [part.actor for part in parts]
+    found += [(source, "collect", BUFFERS), *((judge, "judge", JUDGING) for judge in judges)]
+    return [*found, (algorithm, "step", ADVANTAGES), *updaters, (loop, "record", LOGGING)]
 
 
 def is_updater(thing: Any) -> bool:

@@ -55,6 +55,8 @@ class RunConfig:
     """How lanes are stepped; auto takes what is faster for the environment, and says so."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Compile policy and update, which takes seconds; auto does it where the run is long enough to gain."""
+    overlap: Literal["auto", "on", "off"] = "auto"
+    """Let half of the lanes step while the policy acts for the others; auto does it for images, where lanes can."""
     checkpoint_every: int = 100_000
     """Steps between checkpoints; environments restart there (that is what makes resuming exact)."""
     eval_every: int = 100_000

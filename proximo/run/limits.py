@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
 from proximo.run.machine import has_images
 from proximo.run.run import EnvRun
 from proximo.sources.envs import EnvSource
+from proximo.sources.halves import Halves
 from proximo.sources.tensors import TensorSource, walking
 
 SECONDS = 0.3
@@ -69,23 +70,38 @@ def limits(run: EnvRun, gradient: Gradient, settle: Settle) -> dict[str, float]:
     if isinstance(source, TensorSource):
         best[TOGETHER] = environment_in_tensors(source, actions, settle) * c.algorithm.horizon
     else:
-        best[ENVIRONMENT] = environment_alone(run, source, actions) * c.algorithm.horizon
-        best[POLICY] = policy_alone(run, source) * c.algorithm.horizon
+        parts = source.halves if isinstance(source, Halves) else [source]
+        best[ENVIRONMENT] = environment_alone(run, parts, actions) * c.algorithm.horizon
+        best[POLICY] = sum(policy_alone(run, part) for part in parts) * c.algorithm.horizon
     return best
 
 
-def environment_alone(run: EnvRun, source: EnvSource, actions: Any) -> float:
-    """Seconds of a vector step with nothing around it, resets included; `actions` are drawn ones, [T, N]."""
-    envs: Any = source.envs
-    steps = len(leaves_of(actions)[0])
-    drawn = itertools.cycle([run.agent.policy.to_env(tree_map(lambda x: x[t], actions)) for t in range(steps)])  # noqa: B023
+def environment_alone(run: EnvRun, parts: Sequence[EnvSource], actions: Any) -> float:
+    """Seconds of a step of all lanes with nothing around it, resets included; `actions` are drawn ones, [T, N].
+
+    Halves step at the same time, as they do while nobody chooses.
+    """
+    steps, first = len(leaves_of(actions)[0]), parts[0]
+    many: list[Any] = [part.envs for part in parts]
+    shares = torch.arange(sum(part.lanes for part in parts)).split([part.lanes for part in parts])
+
+    def chosen(t: int) -> list[np.ndarray]:
+        return [run.agent.policy.to_env(tree_map(lambda x: x[t, share], actions)) for share in shares]  # noqa: B023
+
+    drawn = itertools.cycle([chosen(t) for t in range(steps)])
 
     def step() -> None:
-        _, _, terminated, truncated, _ = envs.step(next(drawn))
-        if source.mode == AutoresetMode.DISABLED and (ended := terminated | truncated).any():
-            envs.reset(options={"reset_mask": ended})
+        if len(many) > 1:
+            for envs, action in zip(many, next(drawn), strict=True):
+                envs.step_async(action)
+            for envs in many:
+                envs.step_wait()
+            return
+        _, _, terminated, truncated, _ = many[0].step(next(drawn)[0])
+        if first.mode == AutoresetMode.DISABLED and (ended := terminated | truncated).any():
+            many[0].reset(options={"reset_mask": ended})
 
-    return float(seconds_of(lambda: source._guarded("step", step)).mean())
+    return float(seconds_of(lambda: first.guarded("step", step)).mean())
 
 
 def policy_alone(run: EnvRun, source: EnvSource) -> float:

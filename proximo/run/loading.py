@@ -20,11 +20,11 @@ from proximo.run import checkpoint, folder
 from proximo.run.agent import Agent
 from proximo.run.config import Resolved, RunConfig, changed
 from proximo.run.evaluate import Score, evaluate
-from proximo.run.machine import threads
 from proximo.run.run import load_policy, must_match
 from proximo.run.seeding import borrowed_generators
 from proximo.run.spaces import space_from_json
 from proximo.sources.making import MANY, EnvLike, single
+from proximo.threads import threads
 from proximo.updaters.optimizer import packed
 
 LARGEST = 2**28  # parameters; a stranger's config.json may ask for more than there is memory

@@ -19,8 +19,10 @@ from proximo.observations import leaves
 from proximo.run.config import Resolved
 from proximo.run.seeding import borrowed_generators
 from proximo.run.spaces import space_from_json
+from proximo.sources.backends import Lanes
 from proximo.sources.making import EnvLike
 from proximo.sources.tensors import TensorEnv
+from proximo.threads import threads
 
 WIDE = 512  # units from which a layer gains by a GPU
 # Seconds, from docs/performance.md: what compiling costs the first time, and what it then saves.
@@ -81,6 +83,26 @@ def choose_compile(config: Resolved) -> tuple[str, str]:
     return "on", f"it saves about {saved:.0f} s of this run (the first time it takes {COMPILING:.0f} s)"
 
 
+def choose_overlap(config: Resolved, lanes: Lanes) -> tuple[str, str]:
+    """Whether half of the lanes is to step while the policy acts for the other, "on" or "off", and why.
+
+    By rule, as `choose_compile`: what a network makes of half of the rows differs by rounding.
+    """
+    asked = config.run.overlap
+    if asked == "off":
+        return "off", "as asked"
+    if lanes.half is None:
+        why = f"{config.run.envs} lanes of the {lanes.backend} backend cannot be halved, and one half step by itself"
+        if asked == "on":
+            raise ConfigError(f"overlap is on, but {why}: leave it out, or take the async backend and an even number")
+        return "off", why
+    if asked == "on":
+        return "on", "as asked"
+    if has_images(config):
+        return "on", "half of the lanes steps while the image network acts for the others"
+    return "off", "a small network acts faster than half of the lanes is worth"
+
+
 def has_images(config: Resolved) -> bool:
     """Whether an image network is to see what the environment shows."""
     if config.network.images == "numbers" or "observation" not in config.spaces:
@@ -125,14 +147,3 @@ def computing(config: Resolved) -> Iterator[None]:
 def repeatable() -> contextlib.AbstractContextManager[None]:
     """A block in which a GPU's convolutions give the same bits again, of float32, or no run would resume exactly."""
     return torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False)
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Let torch compute with `count` threads for a while."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -17,6 +17,7 @@ from proximo.run.agent import Acting, Agent
 from proximo.run.config import Resolved
 from proximo.run.plan import Bookkeeper, Judge, Plan, Rating, Source, Watching, rounded, with_deviation
 from proximo.sources.envs import EnvSource
+from proximo.sources.halves import Halves
 from proximo.sources.tensors import TensorSource
 from proximo.state import live_tensors, restore
 
@@ -101,7 +102,7 @@ class Run(Generic[P, A, S]):
         return 128 + self.interrupted if self.interrupted else 0
 
 
-EnvRun = Run[Resolved, Agent, EnvSource | TensorSource]
+EnvRun = Run[Resolved, Agent, EnvSource | Halves | TensorSource]
 
 
 def crossed(before: int, now: int, every: int) -> bool:

@@ -23,14 +23,16 @@ from proximo.run.drive import bring_back, drive
 from proximo.run.evaluate import evaluate
 from proximo.run.ledger import Ledger
 from proximo.run.loading import agent_of, environment_of, must_be_given, reference_of
-from proximo.run.machine import choose_compile, choose_device, computing, has_images
+from proximo.run.machine import choose_compile, choose_device, choose_overlap, computing, has_images
 from proximo.run.run import EnvRun, Run, save
 from proximo.run.seeding import seed_all
 from proximo.run.spaces import space_to_json
 from proximo.sources.backends import Lanes, lanes_for
 from proximo.sources.envs import EnvSource
+from proximo.sources.halves import Halves
 from proximo.sources.making import MANY, EnvLike, name_of, single
 from proximo.sources.options import merged, options_from, said
+from proximo.sources.tensors import TensorSource
 from proximo.state import restore
 
 FEW_UPDATES = 10
@@ -133,11 +135,12 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
         env, of_each(env, config.run.envs), config.run.backend, config.run.max_episode_steps, device, config.run.options
     )
     spaces = spaces_of(lanes)
-    if lanes.source is EnvSource:  # what is stepped in tensors lives where it was made
+    if not lanes.in_tensors:  # what is stepped in tensors lives where it was made
         device, reason = choose_device(replace(config, spaces=spaces), env)
     mode, why = choose_compile(replace(config, spaces=spaces))
-    backend = "auto" if lanes.backend == "yours" else lanes.backend
-    config = replace(config, run=changed(config.run, device=device, backend=backend, compile=mode), spaces=spaces)
+    overlap, because = choose_overlap(replace(config, spaces=spaces), lanes)
+    chosen = dict(device=device, backend="auto" if lanes.backend == "yours" else lanes.backend, compile=mode)
+    config = replace(config, run=changed(config.run, **chosen, overlap=overlap), spaces=spaces)
     if config.remembers:
         config = replace(config, network=replace(config.network, sequence=config.sequence))
     if config.network.precision != "float32" and config.run.measures_drift and has_images(config):
@@ -145,6 +148,8 @@ def fitted(env: EnvLike, config: Resolved) -> tuple[Resolved, Lanes, list[str]]:
             "max_kl, stop_drift and drift_reference measure more precisely than bfloat16: leave them or --precision out"
         )
     notes = [f"backend {lanes.backend}: {lanes.reason}", f"device {device}: {reason}", f"compile {mode}: {why}"]
+    if has_images(config):
+        notes.append(f"overlap {overlap}: {because}")
     return config, lanes, notes + cautions(config, lanes)
 
 
@@ -242,11 +247,7 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
     algorithm = algorithm_named(config.algo)(policy, config.algorithm)
     if isinstance(algorithm, Expecting):
         algorithm.expect(blank(policy, shown, config.algorithm.horizon, config.run.envs))
-    source = lanes.source(lanes.make, config.algorithm.horizon)
-    if ranks.size() > 1:
-        if not isinstance(source, EnvSource):
-            raise ConfigError("several processes cannot share lanes in tensors: take another backend, or one process")
-        source.before = ranks.rank() * of_each(env, config.run.envs)
+    source = source_of(config, lanes, of_each(env, config.run.envs))
     ledger = Ledger(policy, config.run) if config.run.measures_drift else None
     if ledger is not None and own.names:
         must_be_measured(policy, shown, own.names)
@@ -257,3 +258,15 @@ def build(env: EnvLike, config: Resolved, lanes: Lanes, own: Own = OURS, fresh: 
         make, c = single(env, config.run.max_episode_steps, **config.run.options), config.run
         judge = lambda stop: evaluate(agent, make, c.eval_episodes, c.seed, stop) if ranks.first() else None  # noqa: E731
     return Run(Path(), config, agent, algorithm, source, judge, ledger)
+
+
+def source_of(config: Resolved, lanes: Lanes, count: int) -> EnvSource | Halves | TensorSource:
+    """What collects from this process's `count` lanes."""
+    horizon, before = config.algorithm.horizon, ranks.rank() * count
+    if lanes.in_tensors:
+        if ranks.size() > 1:
+            raise ConfigError("several processes cannot share lanes in tensors: take another backend, or one process")
+        return TensorSource(lanes.make, horizon)
+    if config.run.overlap == "on" and lanes.half is not None:
+        return Halves(lanes.half, horizon, count, before)
+    return EnvSource(lanes.make, horizon, before)

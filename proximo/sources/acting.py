@@ -10,7 +10,8 @@ from torch import Tensor
 
 from proximo.batch import Batch, leaves_of, tree_map, with_leaves
 from proximo.compiler import fused, fused_batch
-from proximo.policy import Policy
+from proximo.kernels.packed import Made
+from proximo.policy import Looking, Policy
 
 Leaves = tuple[Tensor, ...]  # of a tree, in their order
 Begun = Callable[[int], Tensor]  # the lanes [N] bool in which an episode begins at a step
@@ -24,8 +25,10 @@ class Actor:
         self.policy, self.blank = policy, policy.initial(lanes)
         self.memory, self.kept = tuple(leaves_of(self.blank)), list[Leaves]()
         self.judge: Callable[[Batch], Batch] | None = None
-        self.act, self.outline = acting(policy, observation, tree_map(lambda x: x[0], noise), self.blank)
+        self.made: Made = {}  # of weights, for as long as a collection lasts
+        self.act, self.outline, self.sight = acting(policy, observation, tree_map(lambda x: x[0], noise), self.blank)
         self.parts = len(leaves_of(self.outline))
+        self.seen = list[Leaves]()
 
     def forget(self) -> None:
         """Remember nothing: every lane begins anew."""
@@ -33,14 +36,17 @@ class Actor:
 
     def choose(self, t: int, shown: Sequence[Tensor], drawn: Sequence[Tensor], begun: Begun) -> Leaves:
         """The leaves of an action for every lane at step `t` of a collection; `begun(t)` says where episodes begin."""
-        if not self.memory:
-            return self.act(*shown, *drawn)
         if t == 0:
-            self.kept = []
-        if t % self.policy.sequence == 0:
-            self.kept.append(self.memory)
-        made = self.act(*shown, *drawn, *self.memory, begun(t))
-        self.memory = made[self.parts :]
+            self.kept, self.seen = [], []
+        if not self.memory:
+            made = self.act(*shown, *drawn)
+        else:
+            if t % self.policy.sequence == 0:
+                self.kept.append(self.memory)
+            made = self.act(*shown, *drawn, *self.memory, begun(t))
+            self.memory = made[len(made) - len(self.memory) :]
+        if self.sight:
+            self.seen.append(made[self.parts : self.parts + len(self.sight)])
         return made[: self.parts]
 
     def action(self, leaves: Leaves) -> Any:
@@ -60,6 +66,8 @@ class Actor:
         if self.memory:
             batch = batch.replace(memory=stacked(self.blank, self.kept))
             after = dict(last_memory=with_leaves(self.blank, self.memory), last_start=begun)
+        if self.sight:
+            after["seen"] = stacked(self.sight, self.seen)
         shown = batch.replace(last=last, **after)
         self.judge = self.judge or judging(self.policy, shown)
         return batch.replace(**vars(self.judge(shown)))
@@ -84,19 +92,28 @@ def stacked(outline: Any, rows: Iterable[Leaves]) -> Any:
     return with_leaves(outline, map(torch.stack, zip(*rows, strict=True)))
 
 
-def acting(policy: Policy, observation: Any, noise: Any, memory: Any) -> tuple[Callable[..., Leaves], Any]:
-    """`policy.act` for trees like these, as a call from leaves to leaves, and the structure of an action.
+def acting(policy: Policy, observation: Any, noise: Any, memory: Any) -> tuple[Callable[..., Leaves], Any, Any]:
+    """`policy.act` for trees like these, as a call from leaves to leaves; the structure of an action, and of `seen`.
 
-    (*observation, *noise) -> (*action); where the policy remembers, (…, *memory, start) -> (…, *memory).
+    (*observation, *noise) -> (*action, *seen); where the policy remembers, (…, *memory, start) -> (…, *memory). `seen`
+    is what a policy that looks made of the observations, and is () for others.
     """
     begun = torch.zeros(len(leaves_of(noise)[0]), dtype=torch.bool, device=policy.device)
     outline = (observation, noise, memory, begun) if leaves_of(memory) else (observation, noise)
-    action = policy.act(*outline)[0]
+
+    def made(observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any, Any]:
+        if not (isinstance(policy, Looking) and policy.looks):
+            action, memory = policy.act(observation, noise, memory, start)
+            return action, (), memory
+        seen, memory = policy.look(observation, memory, start)
+        return policy.choose(seen, observation, noise), seen, memory
 
     def act(*tensors: Tensor) -> Leaves:
-        return tuple(leaves_of(policy.act(*with_leaves(outline, tensors))))
+        return tuple(leaves_of(made(*with_leaves(outline, tensors))))
 
-    return fused(policy, act, leaves_of(outline)), action
+    with torch.no_grad():
+        action, seen, _ = made(*outline)
+    return fused(policy, act, leaves_of(outline)), action, seen
 
 
 def judging(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:

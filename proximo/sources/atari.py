@@ -24,6 +24,7 @@ from proximo.errors import MissingExtra, install
 
 ALE = "ALE/"  # what the ids of ale_py begin with
 SIGNS, LIVES = ("reward_clip", "reward_clipping"), "episodic_life"  # EnvPool's name and ale_py's; the same in both
+Made = tuple[Any, Any, Any, Any, dict[str, Any]]  # by a step
 FRAMES = 4  # that ale_py skips where it is told nothing else
 
 
@@ -53,7 +54,7 @@ def ale_lanes(
         made["max_num_frames_per_episode"] = limit * made.get("frameskip", FRAMES)
 
     def make(rest: dict[str, Any]) -> gym.vector.VectorEnv:
-        env = gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **without(rest, LIVES))
+        env = Emulators(gym.make_vec(name, lanes, vectorization_mode="vector_entry_point", **without(rest, LIVES)))
         fire = fire_button(name, rest) if fires or made.get(LIVES, False) else None
         return env if fire is None else Fires(env, fire)
 
@@ -93,7 +94,40 @@ def without(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: value for name, value in options.items() if name not in names}
 
 
-class Fires(gym.vector.VectorWrapper):
+class Emulators(gym.vector.VectorWrapper):
+    """ale_py's lanes, which step by themselves between `step_async` and `step_wait`."""
+
+    def step_async(self, actions: Any) -> None:
+        lanes: Any = self.env.unwrapped
+        lanes.send(actions)
+
+    def step_wait(self) -> Made:
+        lanes: Any = self.env.unwrapped
+        return lanes.recv()
+
+
+class Stepping(gym.vector.VectorWrapper):
+    """A wrapper of lanes that may step by themselves: `asked` changes actions, `answered` what a step made."""
+
+    def asked(self, actions: Any) -> Any:
+        return actions
+
+    def answered(self, made: Made) -> Made:
+        return made
+
+    def step(self, actions: Any) -> Made:
+        return self.answered(self.env.step(self.asked(actions)))
+
+    def step_async(self, actions: Any) -> None:
+        lanes: Any = self.env
+        lanes.step_async(self.asked(actions))
+
+    def step_wait(self) -> Made:
+        lanes: Any = self.env
+        return self.answered(lanes.step_wait())
+
+
+class Fires(Stepping):
     """Presses the fire button in the step after a life was lost, whatever was to be done there."""
 
     def __init__(self, env: gym.vector.VectorEnv, fire: int) -> None:
@@ -105,14 +139,16 @@ class Fires(gym.vector.VectorWrapper):
         self.lives, self.lost = np.array(info["lives"]), np.zeros(self.num_envs, bool)
         return observation, info
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        *made, info = self.env.step(np.where(self.lost, self.fire, actions))
-        lives = np.array(info["lives"])
+    def asked(self, actions: Any) -> Any:
+        return np.where(self.lost, self.fire, actions)
+
+    def answered(self, made: Made) -> Made:
+        lives = np.array(made[-1]["lives"])
         self.lives, self.lost = lives, (lives > 0) & (lives < self.lives)
-        return (*made, info)
+        return made
 
 
-class Games(gym.vector.VectorWrapper):
+class Games(Stepping):
     """Learns from signs of rewards, and tells what whole games scored.
 
     info["score"] [N] is the game's own reward, and info["over"] [N] where a game ended, not only a life.
@@ -123,8 +159,8 @@ class Games(gym.vector.VectorWrapper):
         self.signs = signs
         self.metadata = env.metadata | {"scored": True}
 
-    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
-        observation, reward, terminated, truncated, info = self.env.step(actions)
+    def answered(self, made: Made) -> Made:
+        observation, reward, terminated, truncated, info = made
         over = terminated & (np.asarray(info["lives"]) == 0) | truncated
         learned = np.sign(reward) if self.signs else reward
         return observation, learned, terminated, truncated, {**info, "score": reward, "over": over}

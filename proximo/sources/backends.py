@@ -22,10 +22,10 @@ from proximo.sources.atari import ALE, ale_lanes
 from proximo.sources.cartpole import CartPole
 from proximo.sources.contract import must_live_in_tensors
 from proximo.sources.envpool import envpool_lanes, envpool_serves, heeds_no_limit, require_envpool
-from proximo.sources.envs import EnvSource, MakeEnvs
+from proximo.sources.envs import MakeEnvs
 from proximo.sources.making import MANY, EnvLike, MakeEnv, envpool_alone, has_own_vector, name_of, single
 from proximo.sources.masks import METHOD, allowed_action
-from proximo.sources.tensors import TensorEnv, TensorSource
+from proximo.sources.tensors import TensorEnv
 
 IN_TENSORS: dict[str, Callable[..., TensorEnv]] = {"CartPole-v1": CartPole}
 
@@ -50,7 +50,8 @@ class Lanes:
     backend: str
     reason: str
     episode_limit: int | None = None  # steps after which an episode is truncated, where that is known
-    source: type[EnvSource] | type[TensorSource] = EnvSource  # what collects from them
+    half: Callable[[int], Any] | None = None  # how to build half of them, where they step while somebody waits
+    in_tensors: bool = False
 
 
 def lanes_for(
@@ -69,7 +70,7 @@ def lanes_for(
     if isinstance(env, TensorEnv):
         spaces = env.single_observation_space, env.single_action_space
         must_live_in_tensors(*spaces)
-        return Lanes(lambda seed: env, *spaces, "yours", "the tensor environment that was passed", source=TensorSource)
+        return Lanes(lambda seed: env, *spaces, "yours", "the tensor environment that was passed", in_tensors=True)
     if isinstance(env, gym.vector.VectorEnv):
         spaces = env.single_observation_space, env.single_action_space
         return Lanes(lambda seed: Borrowed(env), *spaces, "yours", "the vector environment that was passed")
@@ -98,8 +99,14 @@ def lanes_for(
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
-    make = lanes_maker(env, make_one, lanes, chosen, max_episode_steps, options, together)
-    return Lanes(quietly(make), *spaces, chosen, reason, limit)
+
+    def maker(count: int, more: dict[str, Any]) -> MakeEnvs:
+        return quietly(lanes_maker(env, make_one, count, chosen, max_episode_steps, more | options, together))
+
+    half, threaded = None, chosen == "envpool" or is_ale(env)
+    if lanes % 2 == 0 and (threaded or chosen == "async"):
+        half = maker(lanes // 2, {"num_threads": max(1, (os.cpu_count() or 1) // 2)} if threaded else {})
+    return Lanes(maker(lanes, {}), *spaces, chosen, reason, limit, half)
 
 
 def lanes_maker(
@@ -110,12 +117,16 @@ def lanes_maker(
         return lambda seed: envpool_lanes(env, lanes, seed, limit, options)
     if backend == "async":
         return lambda seed: WorkerLanes([worker(make_one, seed + i) for i in range(lanes)])
-    if isinstance(env, str) and env.startswith(ALE):
+    if is_ale(env):
         return lambda seed: ale_lanes(env, lanes, options, limit)
     if together:
         more: dict[str, Any] = options | ({} if limit is None else {"max_episode_steps": limit})
         return lambda seed: gym.make_vec(env, lanes, vectorization_mode="vector_entry_point", **more)
     return lambda seed: gym.vector.SyncVectorEnv([make_one] * lanes)
+
+
+def is_ale(env: EnvLike) -> bool:
+    return isinstance(env, str) and env.startswith(ALE)
 
 
 def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str) -> Lanes:
@@ -125,7 +136,7 @@ def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str)
     made = IN_TENSORS[env](1, **extra)
     spaces = made.single_observation_space, made.single_action_space
     make = lambda seed: IN_TENSORS[env](lanes, device=device, **extra)  # noqa: E731
-    return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), TensorSource)
+    return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), in_tensors=True)
 
 
 def must_step_together(env: EnvLike, backend: str, limit: int | None) -> None:
@@ -135,7 +146,7 @@ def must_step_together(env: EnvLike, backend: str, limit: int | None) -> None:
             raise ConfigError(f"EnvPool's lanes of {env} heed no --max-episode-steps: use the sync backend")
         if backend != "envpool" and (backend != "sync" or not heeds_no_limit(env)):
             raise ConfigError(f"{env} is EnvPool's alone: use the envpool backend, or leave it to auto")
-    if isinstance(env, str) and env.startswith(ALE) and backend == "async":
+    if is_ale(env) and backend == "async":
         raise ConfigError(f"{env} has threads of its own, which step all lanes: use the sync backend")
 
 

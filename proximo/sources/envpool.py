@@ -119,7 +119,8 @@ class EnvPoolLanes(gym.vector.VectorEnv):
     ) -> None:
         extra: dict[str, Any] = (options or {}) | ({} if limit is None else {"max_episode_steps": limit})
         self.render_mode = extra.get("render_mode")
-        size = {"num_envs": lanes, "num_threads": min(lanes, os.cpu_count() or 1), "seed": seed % (2**31 - lanes)}
+        threads = extra.pop("num_threads", None) or min(lanes, os.cpu_count() or 1)
+        size = {"num_envs": lanes, "num_threads": threads, "seed": seed % (2**31 - lanes)}
         with warnings.catch_warnings():  # of the precision of its bounds
             warnings.simplefilter("ignore")
             try:
@@ -141,6 +142,12 @@ class EnvPoolLanes(gym.vector.VectorEnv):
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         return self.pool.step(actions)
+
+    def step_async(self, actions: Any) -> None:
+        self.pool.send(actions)
+
+    def step_wait(self) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        return self.pool.recv()
 
     def render(self) -> Any:
         return self.pool.render()

@@ -15,6 +15,7 @@ from torch import Tensor
 from proximo import ranks
 from proximo.batch import Batch, leaves_of, tree_map
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
+from proximo.kernels.packed import keep
 from proximo.observations import MASK, choices
 from proximo.policy import Policy
 from proximo.sources.acting import Actor, Leaves, casting, stacked
@@ -47,10 +48,10 @@ class EnvSource:
         """Build the lanes from `seed` and start their first episodes; the open ones are given up."""
         self.close()
         self.taken, seed = 0, seed + self.before
-        self.envs = envs = self._guarded("start", lambda: self.make(seed))
+        self.envs = envs = self.guarded("start", lambda: self.make(seed))
         self.mode = autoreset_mode(envs)
         self.lanes = envs.num_envs
-        first, *told = self._guarded("reset", lambda: envs.reset(seed=seed))
+        first, *told = self.guarded("reset", lambda: envs.reset(seed=seed))
         horizon, lanes = self.horizon, self.lanes
         if not hasattr(self, "seen"):
             self.seen = Observations(envs.single_observation_space, lanes, horizon, choices(envs.single_action_space))
@@ -75,36 +76,57 @@ class EnvSource:
         Raises EnvFailure if an environment raises or breaks its interface; NonFiniteError if it returns NaN or
         infinity.
         """
+        self.begin(policy, noise_for(policy, self.horizon, self.lanes))
+        envs: Any = self.envs
+        with casting(self.device):
+            for t in range(self.horizon):
+                action = self.act(t)
+                self.take(t, self.guarded("step", lambda: envs.step(action), t))  # noqa: B023
+        batch = self.finish()
+        self.episodes.add(*map(everyones, self.played))
+        return batch.map(lambda x: gathered(x, self.lanes))
+
+    def begin(self, policy: Policy, noise: Any) -> None:
+        """Make ready for a collection whose actions have this randomness, [T, N, ...]."""
         assert self.envs is not None, "restart comes first"
         self.seen.again()
         self.mask[0], self.mask[1:] = self.mask[-1], True
         self.finals: Finals = {}
-        noise, actions = self.noise(policy), list[Leaves]()
+        self.actions: list[Leaves] = []
+        self.drawn = list(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True))
         if self.actor is None or policy is not self.actor.policy:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
-        with casting(self.device):
-            for t, drawn in enumerate(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True)):
-                torch.set_autocast_cache_enabled(True)
-                actions.append(self.actor.choose(t, self.shown(t), drawn, self._begun))
-                torch.set_autocast_cache_enabled(False)  # an environment's own networks may learn between its steps
-                self._step(t, policy.to_env(self.actor.action(actions[-1])))
+        self.actor.made.clear()  # what is left of a collection that failed is of older weights
+
+    def act(self, t: int) -> np.ndarray:
+        """The actions of step `t`, for the environments."""
+        actor: Any = self.actor
+        torch.set_autocast_cache_enabled(True)
+        keep(actor.made)
+        try:
+            self.actions.append(actor.choose(t, self.shown(t), self.drawn[t], self._begun))
+        finally:  # an environment's own networks may learn between its steps
+            torch.set_autocast_cache_enabled(False)
+            keep(None)
+        if self.seen.allowed is not None:
+            self.seen.must_allow(t, self.mask[t], self.taken)
+        return actor.policy.to_env(actor.action(self.actions[-1]))
+
+    def finish(self) -> Batch:
+        """The collection, of this process's lanes, once all its steps were taken."""
+        assert self.actor is not None
         self._finite(self.horizon)
-        batch = self._batch(stacked(self.actor.outline, actions))
-        batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
-        if self.finals:
-            self._correct(batch.next_value)
-        return batch.map(self.everyones)
-
-    def noise(self, policy: Policy) -> Any:
-        """The randomness of this rank's actions [T, N, ...]: its part of what one process would draw for all lanes."""
-        count = self.lanes * ranks.size()
-        noise = policy.noise(self.horizon, count)
-        return noise if count == self.lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).places], noise)
-
-    def everyones(self, x: Tensor) -> Tensor:
-        """What all ranks have collected, lane beside lane, of what this one has: [T, N, ...]."""
-        return ranks.gathered(x, self.lanes * ranks.size(), 1)
+        batch = self._batch(stacked(self.actor.outline, self.actions))
+        keep(self.actor.made)
+        try:
+            batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
+            if self.finals:
+                self._correct(batch.next_value)
+        finally:
+            keep(None)
+            self.actor.made.clear()
+        return batch
 
     def shown(self, t: int) -> list[Tensor]:
         """What the policy sees at step `t`, leaf by leaf."""
@@ -125,16 +147,14 @@ class EnvSource:
                 self.envs.close()
             self.envs = None
 
-    def _step(self, t: int, action: np.ndarray) -> None:
-        """One vector step, written into row `t` of the buffers, its observation into row t + 1.
+    def take(self, t: int, made: tuple[Any, Any, Any, Any, dict[str, Any]]) -> None:
+        """What step `t` made, written into row `t` of the buffers, its observation into row t + 1.
 
         Where an episode ends and the next observation already belongs to a new one (under SAME_STEP and DISABLED),
         `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
         """
         envs: Any = self.envs
-        if self.seen.allowed is not None:
-            self.seen.must_allow(t, self.mask[t], self.taken)
-        observation, reward, terminated, truncated, info = self._guarded("step", lambda: envs.step(action), t)
+        observation, reward, terminated, truncated, info = made
         self.taken += 1
         self._must_show_masks(info)
         self._write("reward", self.reward, t, reward)
@@ -153,7 +173,7 @@ class EnvSource:
                 self._remember(t, ended, lambda lane, where: self.seen.one(final[lane], where))
             else:
                 self._remember(t, ended, lambda lane, where: self.seen.lane(t + 1, lane, where))
-                reset = self._guarded("reset", lambda: envs.reset(options={"reset_mask": ended}))
+                reset = self.guarded("reset", lambda: envs.reset(options={"reset_mask": ended}))
                 self.seen.repair(t + 1, reset[0], ended)
 
     def _batch(self, action: Any) -> Batch:
@@ -165,11 +185,10 @@ class EnvSource:
         start = np.concatenate([self.fresh[None], after[:-1]]) & mask
         self.fresh = after[-1]
         if self.score is None or self.over is None:
-            seen = reward, mask, ended
+            self.played = reward, mask, ended
         else:
             # where only a life ended, the row after it is no transition to learn from, and still pays
-            seen = as_float32(self.score), mask, self.over
-        self.episodes.add(*(self.everyones(torch.from_numpy(x)).numpy() for x in seen))
+            self.played = as_float32(self.score), mask, self.over
         columns = dict(mask=mask, start=start, reward=reward, terminated=terminated, truncated=truncated)
         flat = {name: torch.from_numpy(column) for name, column in columns.items()}
         return Batch(observation=self.seen.column(), action=action, **flat).to(self.device)
@@ -195,7 +214,7 @@ class EnvSource:
             when, advice = f"after {self.taken} steps", "say it from the first reset on, or put it into what is seen"
             raise EnvFailure(f'the environment says info["{MASK}"] {when}, and showed none before: {advice}')
 
-    def _guarded(self, what: str, call: Callable[[], Any], t: int | None = None) -> Any:
+    def guarded(self, what: str, call: Callable[[], Any], t: int | None = None) -> Any:
         try:
             return call()
         except ProximoError:
@@ -229,6 +248,23 @@ class EnvSource:
         raise NonFiniteError(
             f"the reward is {reward[t, lane]} in lane {lane} at step {before + t + 1} of its environment"
         )
+
+
+def noise_for(policy: Policy, steps: int, lanes: int) -> Any:
+    """The randomness of this rank's actions [T, N, ...]: its part of what one process would draw for all lanes."""
+    count = lanes * ranks.size()
+    noise = policy.noise(steps, count)
+    return noise if count == lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).places], noise)
+
+
+def gathered(x: Tensor, lanes: int) -> Tensor:
+    """What all ranks have collected, lane beside lane, of what this one has: [T, N, ...]."""
+    return ranks.gathered(x, lanes * ranks.size(), 1)
+
+
+def everyones(x: np.ndarray) -> np.ndarray:
+    """`gathered`, of arrays."""
+    return gathered(torch.from_numpy(x), x.shape[1]).numpy()
 
 
 def announced(info: dict[str, Any]) -> Any:

@@ -37,13 +37,13 @@ from proximo.run.language.build import (
 from proximo.run.language.material import words_of
 from proximo.run.language.plan import LanguagePlan, LanguageRun, planned
 from proximo.run.language.speaker import ModelReward, Speaker
-from proximo.run.machine import threads
 from proximo.run.run import load as load_run
 from proximo.run.run import load_policy, save
 from proximo.run.seeding import borrowed_generators, seed_all
 from proximo.run.settings import built
 from proximo.sources.generation import Generator, generator_named
 from proximo.sources.texts import TextSource
+from proximo.threads import threads
 
 NOTHING = Given()
 DONE = "trained-steps.txt"  # in a model's folder: of which step it is
