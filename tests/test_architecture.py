@@ -23,7 +23,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import from the rooms that stand before it in this order, and from itself.
 ORDER = [
-    ("errors", "kernels", "replay"),
+    ("errors", "kernels", "replay", "threads"),
     ("batch", "observations", "checks", "compiler", "decoder", "ranks", "rewards"),
     ("policy", "reduce", "coefficients", "state"),
     ("advantages", "drift", "groups", "objectives", "plasticity"),
@@ -113,6 +113,7 @@ BESIDE = {"batch.py", "reduce.py", "sources/episodes.py", "coefficients.py"}  # 
 BESIDE |= {"sources/buffers.py", "observations.py"}  # how observations are kept
 BESIDE |= {"updaters/adam.py", "updaters/optimizer.py", "algorithms/config.py"}
 BESIDE |= {"compiler/__init__.py", "updaters/graph.py", "ranks.py"}  # asked, and off; asked, and alone
+BESIDE |= {"models/packed.py"}  # told where an image network may keep what it makes of its weights
 
 
 def test_from_env_step_to_the_gradient_is_eight_files_and_sixty_lines_each() -> None:

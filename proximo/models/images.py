@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import conv2d
 
 from proximo.errors import ConfigError, unknown
-from proximo.kernels.packed import Step, convolution, packed
 from proximo.models.initial import orthogonal
+from proximo.models.packed import Step, convolution, packed
 
 SMALLEST = 36  # pixels a side of which NatureCNN's three layers leave one position
 

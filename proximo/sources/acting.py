@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from proximo import ranks
 from proximo.batch import Batch, leaves_of, tree_map, with_leaves
 from proximo.compiler import fused, fused_batch
-from proximo.kernels.packed import Made
+from proximo.models.packed import Made, keep
 from proximo.policy import Looking, Policy
 
 Leaves = tuple[Tensor, ...]  # of a tree, in their order
@@ -38,13 +39,17 @@ class Actor:
         """The leaves of an action for every lane at step `t` of a collection; `begun(t)` says where episodes begin."""
         if t == 0:
             self.kept, self.seen = [], []
-        if not self.memory:
-            made = self.act(*shown, *drawn)
-        else:
-            if t % self.policy.sequence == 0:
-                self.kept.append(self.memory)
-            made = self.act(*shown, *drawn, *self.memory, begun(t))
-            self.memory = made[len(made) - len(self.memory) :]
+            self.made.clear()
+        if self.memory and t % self.policy.sequence == 0:
+            self.kept.append(self.memory)
+        torch.set_autocast_cache_enabled(True)
+        keep(self.made)
+        try:
+            made = self.act(*shown, *drawn, *self.memory, *([begun(t)] if self.memory else []))
+        finally:  # an environment's own networks may learn between its steps
+            torch.set_autocast_cache_enabled(False)
+            keep(None)
+        self.memory = made[len(made) - len(self.memory) :]
         if self.sight:
             self.seen.append(made[self.parts : self.parts + len(self.sight)])
         return made[: self.parts]
@@ -70,12 +75,24 @@ class Actor:
             after["seen"] = stacked(self.sight, self.seen)
         shown = batch.replace(last=last, **after)
         self.judge = self.judge or judging(self.policy, shown)
-        return batch.replace(**vars(self.judge(shown)))
+        keep(self.made)
+        try:
+            return batch.replace(**vars(self.judge(shown)))
+        finally:
+            keep(None)
+            self.made.clear()
 
     @torch.no_grad()
     def values(self, observation: Any, memory: Sequence[Tensor]) -> Tensor:
         """Values [M] of observations [M, ...] that came after what was remembered."""
         return self.policy.value(observation, with_leaves(self.blank, memory))
+
+
+def noise_for(policy: Policy, steps: int, lanes: int) -> Any:
+    """The randomness of this rank's actions [T, N, ...]: its part of what one process would draw for all lanes."""
+    count = lanes * ranks.size()
+    noise = policy.noise(steps, count)
+    return noise if count == lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).places], noise)
 
 
 def casting(device: torch.device) -> torch.autocast:

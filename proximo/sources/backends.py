@@ -99,14 +99,22 @@ def lanes_for(
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
+    make, half = makers(env, make_one, lanes, chosen, max_episode_steps, options, together)
+    return Lanes(make, *spaces, chosen, reason, limit, half)
+
+
+def makers(
+    env: Any, make_one: MakeEnv, lanes: int, backend: str, limit: int | None, options: dict[str, Any], together: bool
+) -> tuple[MakeEnvs, MakeEnvs | None]:
+    """What makes the lanes of a seed, and half of them, where these step while somebody waits."""
 
     def maker(count: int, more: dict[str, Any]) -> MakeEnvs:
-        return quietly(lanes_maker(env, make_one, count, chosen, max_episode_steps, more | options, together))
+        return quietly(lanes_maker(env, make_one, count, backend, limit, more | options, together))
 
-    half, threaded = None, chosen == "envpool" or is_ale(env)
-    if lanes % 2 == 0 and (threaded or chosen == "async"):
+    half, threaded = None, backend == "envpool" or is_ale(env)
+    if lanes % 2 == 0 and (threaded or backend == "async"):
         half = maker(lanes // 2, {"num_threads": max(1, (os.cpu_count() or 1) // 2)} if threaded else {})
-    return Lanes(maker(lanes, {}), *spaces, chosen, reason, limit, half)
+    return maker(lanes, {}), half
 
 
 def lanes_maker(

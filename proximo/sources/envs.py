@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,12 +14,11 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor
 
 from proximo import ranks
-from proximo.batch import Batch, leaves_of, tree_map
+from proximo.batch import Batch, leaves_of
 from proximo.errors import EnvFailure, NonFiniteError, ProximoError
-from proximo.kernels.packed import keep
 from proximo.observations import MASK, choices
 from proximo.policy import Policy
-from proximo.sources.acting import Actor, Leaves, casting, stacked
+from proximo.sources.acting import Actor, Leaves, casting, noise_for, stacked
 from proximo.sources.buffers import Observations, as_float32
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
@@ -80,52 +80,66 @@ class EnvSource:
         envs: Any = self.envs
         with casting(self.device):
             for t in range(self.horizon):
-                action = self.act(t)
-                self.take(t, self.guarded("step", lambda: envs.step(action), t))  # noqa: B023
+                self.take(t, self.guarded("step", partial(envs.step, self.act(t)), t))
         batch = self.finish()
-        self.episodes.add(*map(everyones, self.played))
-        return batch.map(lambda x: gathered(x, self.lanes))
+        self.episodes.add_everyones(*self.played)
+        return batch.map(lambda x: ranks.gathered(x, self.lanes * ranks.size(), 1))
 
     def begin(self, policy: Policy, noise: Any) -> None:
         """Make ready for a collection whose actions have this randomness, [T, N, ...]."""
         assert self.envs is not None, "restart comes first"
         self.seen.again()
         self.mask[0], self.mask[1:] = self.mask[-1], True
-        self.finals: Finals = {}
-        self.actions: list[Leaves] = []
+        self.finals, self.actions = Finals(), list[Leaves]()
         self.drawn = list(zip(*(leaf.unbind() for leaf in leaves_of(noise)), strict=True))
         if self.actor is None or policy is not self.actor.policy:
             self.device = policy.device
             self.actor = Actor(policy, self.lanes, self.seen.tree(self.shown(0)), noise)
-        self.actor.made.clear()  # what is left of a collection that failed is of older weights
 
     def act(self, t: int) -> np.ndarray:
         """The actions of step `t`, for the environments."""
         actor: Any = self.actor
-        torch.set_autocast_cache_enabled(True)
-        keep(actor.made)
-        try:
-            self.actions.append(actor.choose(t, self.shown(t), self.drawn[t], self._begun))
-        finally:  # an environment's own networks may learn between its steps
-            torch.set_autocast_cache_enabled(False)
-            keep(None)
-        if self.seen.allowed is not None:
-            self.seen.must_allow(t, self.mask[t], self.taken)
+        self.actions.append(actor.choose(t, self.shown(t), self.drawn[t], self._begun))
+        self.seen.must_allow(t, self.mask[t], self.taken)
         return actor.policy.to_env(actor.action(self.actions[-1]))
+
+    def take(self, t: int, made: tuple[Any, Any, Any, Any, dict[str, Any]]) -> None:
+        """What step `t` made, written into row `t` of the buffers, its observation into row t + 1.
+
+        Where an episode ends and the next observation already belongs to a new one (under SAME_STEP and DISABLED),
+        `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
+        """
+        observation, reward, terminated, truncated, info = made
+        self.taken += 1
+        self._must_show_masks(info)
+        self._write("reward", self.reward, t, reward)
+        self._write("terminated", self.terminated, t, terminated)
+        self._write("truncated", self.truncated, t, truncated)
+        self.seen.write(t + 1, observation)
+        if self.score is not None and self.over is not None:
+            self._write("score", self.score, t, info.get("score"))
+            self._write("over", self.over, t, info.get("over"))
+        ended = self.terminated[t] | self.truncated[t]
+        if ended.any():
+            if self.mode == AutoresetMode.NEXT_STEP:
+                self.mask[t + 1] = ~ended  # also where the end is a dead row's: after a life games may be over there
+            elif self.mode == AutoresetMode.SAME_STEP:
+                final = announced(info)
+                self._remember(t, ended, lambda lane, where: self.seen.one(final[lane], where))
+            else:
+                self._remember(t, ended, lambda lane, where: self.seen.lane(t + 1, lane, where))
+                envs: Any = self.envs
+                reset = self.guarded("reset", lambda: envs.reset(options={"reset_mask": ended}))
+                self.seen.repair(t + 1, reset[0], ended)
 
     def finish(self) -> Batch:
         """The collection, of this process's lanes, once all its steps were taken."""
         assert self.actor is not None
         self._finite(self.horizon)
         batch = self._batch(stacked(self.actor.outline, self.actions))
-        keep(self.actor.made)
-        try:
-            batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
-            if self.finals:
-                self._correct(batch.next_value)
-        finally:
-            keep(None)
-            self.actor.made.clear()
+        batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
+        if self.finals:
+            self._correct(batch.next_value)
         return batch
 
     def shown(self, t: int) -> list[Tensor]:
@@ -146,35 +160,6 @@ class EnvSource:
             with contextlib.suppress(Exception):  # nothing that was learned depends on it
                 self.envs.close()
             self.envs = None
-
-    def take(self, t: int, made: tuple[Any, Any, Any, Any, dict[str, Any]]) -> None:
-        """What step `t` made, written into row `t` of the buffers, its observation into row t + 1.
-
-        Where an episode ends and the next observation already belongs to a new one (under SAME_STEP and DISABLED),
-        `finals` gets the final observation. Under NEXT_STEP it IS the next one, and the row after it is dead.
-        """
-        envs: Any = self.envs
-        observation, reward, terminated, truncated, info = made
-        self.taken += 1
-        self._must_show_masks(info)
-        self._write("reward", self.reward, t, reward)
-        self._write("terminated", self.terminated, t, terminated)
-        self._write("truncated", self.truncated, t, truncated)
-        self.seen.write(t + 1, observation)
-        if self.score is not None and self.over is not None:
-            self._write("score", self.score, t, info.get("score"))
-            self._write("over", self.over, t, info.get("over"))
-        ended = self.terminated[t] | self.truncated[t]
-        if ended.any():
-            if self.mode == AutoresetMode.NEXT_STEP:
-                self.mask[t + 1] = ~ended  # also where the end is a dead row's: after a life games may be over there
-            elif self.mode == AutoresetMode.SAME_STEP:
-                final = announced(info)
-                self._remember(t, ended, lambda lane, where: self.seen.one(final[lane], where))
-            else:
-                self._remember(t, ended, lambda lane, where: self.seen.lane(t + 1, lane, where))
-                reset = self.guarded("reset", lambda: envs.reset(options={"reset_mask": ended}))
-                self.seen.repair(t + 1, reset[0], ended)
 
     def _batch(self, action: Any) -> Batch:
         """The columns of the collection; dead rows have no reward and no end."""
@@ -248,23 +233,6 @@ class EnvSource:
         raise NonFiniteError(
             f"the reward is {reward[t, lane]} in lane {lane} at step {before + t + 1} of its environment"
         )
-
-
-def noise_for(policy: Policy, steps: int, lanes: int) -> Any:
-    """The randomness of this rank's actions [T, N, ...]: its part of what one process would draw for all lanes."""
-    count = lanes * ranks.size()
-    noise = policy.noise(steps, count)
-    return noise if count == lanes else tree_map(lambda x: x[:, ranks.share(count, x.device).places], noise)
-
-
-def gathered(x: Tensor, lanes: int) -> Tensor:
-    """What all ranks have collected, lane beside lane, of what this one has: [T, N, ...]."""
-    return ranks.gathered(x, lanes * ranks.size(), 1)
-
-
-def everyones(x: np.ndarray) -> np.ndarray:
-    """`gathered`, of arrays."""
-    return gathered(torch.from_numpy(x), x.shape[1]).numpy()
 
 
 def announced(info: dict[str, Any]) -> Any:

@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from proximo import ranks
+
 WINDOW = 100  # episodes that a reported mean looks back on
 
 
@@ -21,6 +23,11 @@ class Episodes:
     def restart(self, lanes: int) -> None:
         """Forget the open episodes."""
         self.open_return, self.open_length = np.zeros(lanes), np.zeros(lanes, int)
+
+    def add_everyones(self, *columns: np.ndarray) -> None:
+        """`add` what all ranks have, lane beside lane, of what this one has."""
+        count = columns[0].shape[1] * ranks.size()
+        self.add(*(ranks.gathered(torch.from_numpy(column), count, 1).numpy() for column in columns))
 
     def add(self, reward: np.ndarray, mask: np.ndarray, ended: np.ndarray) -> None:
         """Take in rewards (zero in dead rows), live rows and ends, [T, N] each."""

@@ -18,8 +18,8 @@ from torch import Tensor
 from proximo import ranks
 from proximo.batch import Batch, tree_map
 from proximo.policy import Policy
-from proximo.sources.acting import casting
-from proximo.sources.envs import EnvSource, MakeEnvs, everyones, gathered, noise_for
+from proximo.sources.acting import casting, noise_for
+from proximo.sources.envs import EnvSource, MakeEnvs
 from proximo.sources.episodes import Episodes
 from proximo.state import live_tensors
 from proximo.threads import threads
@@ -60,10 +60,9 @@ class Halves:
                 wait(half, self.horizon - 1)
         first, second = (half.finish() for half in self.halves)
         batch = first.with_leaves(torch.cat(pair, 1) for pair in zip(first.leaves(), second.leaves(), strict=True))
-        self.episodes.add(
-            *(everyones(np.concatenate(x, 1)) for x in zip(*(h.played for h in self.halves), strict=True))
-        )
-        return batch.map(lambda x: gathered(x, self.lanes))
+        played = zip(*(half.played for half in self.halves), strict=True)
+        self.episodes.add_everyones(*(np.concatenate(pair, 1) for pair in played))
+        return batch.map(lambda x: ranks.gathered(x, self.lanes * ranks.size(), 1))
 
     def state_tensors(self) -> dict[str, Tensor]:
         return live_tensors(episodes=self.episodes)
