@@ -111,12 +111,15 @@ class Observations:
             list(row) for row in zip(*(torch.from_numpy(leaf.rows).unbind() for leaf in self.leaves), strict=True)
         ]
 
-    def must_allow(self, t: int, live: np.ndarray, step: int) -> None:
-        """EnvFailure where a mask in row `t` of the live lanes [N] leaves a choice without an option."""
+    def must_allow(self, t: int, live: np.ndarray, step: int, before: int = 0) -> None:
+        """EnvFailure where a mask in row `t` of the live lanes [N] leaves a choice without an option.
+
+        `before` are the lanes that come before the first of these.
+        """
         if self.allowed is not None:
             for lane in np.flatnonzero(live & without_option(self.allowed.rows[t], self.choices)):
                 why = "its mask leaves a choice without an option"
-                raise EnvFailure(f"no action is allowed in lane {lane} at step {step}: {why}")
+                raise EnvFailure(f"no action is allowed in lane {before + lane} at step {step}: {why}")
 
     def write(self, t: int, observation: Any) -> None:
         """The observation of all lanes into row `t`."""

@@ -100,7 +100,7 @@ class EnvSource:
         """The actions of step `t`, for the environments."""
         actor: Any = self.actor
         self.actions.append(actor.choose(t, self.shown(t), self.drawn[t], self._begun))
-        self.seen.must_allow(t, self.mask[t], self.taken)
+        self.seen.must_allow(t, self.mask[t], self.taken, self.before)
         return actor.policy.to_env(actor.action(self.actions[-1]))
 
     def take(self, t: int, made: tuple[Any, Any, Any, Any, dict[str, Any]]) -> None:
@@ -190,7 +190,7 @@ class EnvSource:
         """Keep the final observations of the lanes whose episode ended."""
         remembered = self.actor.remembered if self.actor is not None else lambda lane: ()
         for lane in np.flatnonzero(ended & self.mask[t]):
-            shown = final(int(lane), f"in lane {lane} at step {self.taken}")
+            shown = final(int(lane), f"in lane {self.before + lane} at step {self.taken}")
             self.finals[t, int(lane)] = [*shown, *remembered(int(lane))]
 
     def _must_show_masks(self, info: Any) -> None:
@@ -228,10 +228,10 @@ class EnvSource:
         before, worse = self.taken - upto, np.argwhere(~np.isfinite(reward))
         if bad is not None and (not len(worse) or bad[0] <= worse[0, 0] + 1):
             t, lane, what = bad
-            raise NonFiniteError(f"{what} in lane {lane} at step {before + t}")
+            raise NonFiniteError(f"{what} in lane {self.before + lane} at step {before + t}")
         t, lane = worse[0].tolist()
         raise NonFiniteError(
-            f"the reward is {reward[t, lane]} in lane {lane} at step {before + t + 1} of its environment"
+            f"the reward is {reward[t, lane]} in lane {self.before + lane} at step {before + t + 1} of its environment"
         )
 
 
