@@ -1,16 +1,17 @@
 """What does remembering cost? PPO without memory against recurrent PPO, from the first step to the last gradient.
 
-    python benchmarks/recurrent.py [--rounds 7] [--seconds 5] [--only lstm …] [--compile on off] [--results DIR]
+    python benchmarks/recurrent.py [--rounds 7] [--seconds 5] [--envs ID …] [--only lstm …] [--compile on off]
 
-Each memory learns CartPole with the settings of benchmarks/policies.py, compiled and not, in a run of its own. A round
-gives every run so many seconds of whole cycles (collect, learn, log), in an order that rotates from round to round; a
-ratio is that of two runs in the same round, so that what else the machine does meets both. recurrent.json and
-recurrent.md say what the ratios were.
+Each memory learns CartPole, whose steps cost next to nothing, and HalfCheetah, with the settings of
+benchmarks/policies.py, compiled and not, in a run of its own. A round gives every run of an environment so many seconds
+of whole cycles (collect, learn, log), in an order that rotates from round to round; a ratio is that of two runs in the
+same round, so that what else the machine does meets both. recurrent.json and recurrent.md say what the ratios were.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 from contextlib import ExitStack
@@ -25,26 +26,31 @@ from turns import Runner, runner
 
 from proximo.compiler import compiling
 
-ENV, LIMIT = "CartPole-v1", 3.0  # times the seconds of a step without memory
+LIMIT = 3.0  # times the seconds of a step without memory
+ENVS = {"CartPole-v1": "discrete", "HalfCheetah-v5": "continuous"}  # and their presets
 MEMORIES = ("lstm", "gru", "transformer")
 WARM = 3  # cycles that are not counted: the first compile
-Key = tuple[str, str]  # memory, and whether it is compiled: "on" or "off"
+Key = tuple[str, str, str]  # environment, memory, and whether it is compiled: "on" or "off"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--seconds", type=float, default=5.0, help="of a run in a round")
+    parser.add_argument("--envs", nargs="*", choices=ENVS, default=list(ENVS))
     parser.add_argument("--only", nargs="*", choices=MEMORIES, default=list(MEMORIES))
     parser.add_argument("--compile", nargs="*", choices=("on", "off"), default=["on", "off"])
     parser.add_argument("--results", type=Path, default=Path(__file__).parent / "results")
     args = parser.parse_args()
     command = f"python benchmarks/recurrent.py --rounds {args.rounds} --seconds {args.seconds:g}"
+    command += "" if args.envs == list(ENVS) else f" --envs {' '.join(args.envs)}"
     command += "" if args.only == list(MEMORIES) else f" --only {' '.join(args.only)}"
     command += "" if args.compile == ["on", "off"] else f" --compile {' '.join(args.compile)}"
     told: dict[str, Any] = {"command": command, "machine": machine(), "versions": versions()}
     told["load_before"] = round(os.getloadavg()[0], 2)
-    rates = measured([(memory, how) for how in args.compile for memory in ("none", *args.only)], args)
+    memories, rates = ("none", *args.only), dict[Key, list[float]]()
+    for env, how in itertools.product(args.envs, args.compile):
+        rates |= measured([(env, memory, how) for memory in memories], args)
     told["rows"] = [row(key, rates) for key in rates]
     args.results.mkdir(parents=True, exist_ok=True)
     (args.results / "recurrent.json").write_text(json.dumps(told, indent=1) + "\n")
@@ -56,19 +62,16 @@ def measured(keys: list[Key], args: argparse.Namespace) -> dict[Key, list[float]
     """Live steps a second of every run, round by round."""
     rates: dict[Key, list[float]] = {key: [] for key in keys}
     with ExitStack() as stack:
-        runs = {key: stack.enter_context(runner(ENV, "ppo", "discrete", settings(*key))) for key in keys}
-        for memory, compile in keys:
-            with compiling(compile == "on"):
-                first, *_ = [runs[memory, compile].cycle() for _ in range(WARM)]
-            print(f"{memory}, compile {compile}: the first cycle took {first:.1f} s", flush=True)
+        runs = {key: stack.enter_context(runner(key[0], "ppo", ENVS[key[0]], settings(*key[1:]))) for key in keys}
+        for key in keys:
+            with compiling(key[-1] == "on"):
+                first, *_ = [runs[key].cycle() for _ in range(WARM)]
+            print(f"{', '.join(key)}: the first cycle took {first:.1f} s", flush=True)
         for number in range(args.rounds):
-            for memory, compile in rotated(keys, number):
-                with compiling(compile == "on"):
-                    rates[memory, compile].append(rate(runs[memory, compile], args.seconds))
-                print(
-                    f"round {number}: {memory}, compile {compile}: {rates[memory, compile][-1]:,.0f} steps/s",
-                    flush=True,
-                )
+            for key in rotated(keys, number):
+                with compiling(key[-1] == "on"):
+                    rates[key].append(rate(runs[key], args.seconds))
+                print(f"round {number}: {', '.join(key)}: {rates[key][-1]:,.0f} steps/s", flush=True)
     return rates
 
 
@@ -87,9 +90,10 @@ def rate(run: Runner, seconds: float) -> float:
 
 def row(key: Key, rates: dict[Key, list[float]]) -> dict[str, Any]:
     """What was measured of one run, and how many times the time of the run without memory a step takes."""
-    memory, compile = key
-    ratios = np.array(rates["none", compile]) / np.array(rates[key])
+    env, memory, compile = key
+    ratios = np.array(rates[env, "none", compile]) / np.array(rates[key])
     return {
+        "env": env,
         "memory": memory,
         "compile": compile,
         "steps_per_second": [round(rate, 1) for rate in rates[key]],
@@ -103,7 +107,7 @@ def table(told: dict[str, Any]) -> str:
     lines = [
         "# What remembering costs",
         "",
-        f"PPO on {ENV}, {SMALL['envs']} lanes × {SMALL['horizon']} steps, {SMALL['epochs']} epochs × "
+        f"PPO, {SMALL['envs']} lanes × {SMALL['horizon']} steps, {SMALL['epochs']} epochs × "
         f"{SMALL['minibatches']} minibatches, one thread; memories of {LSTM['memory_size']}",
         f"units, learned from in sequences of {LSTM['sequence']} steps. Whole cycles: collecting, learning, logging.",
         f"steps/s: median [least–most] of {rounds} rounds. times: the time of a step, as a multiple of that without",
@@ -115,11 +119,12 @@ def table(told: dict[str, Any]) -> str:
         f"Machine: {told['machine']}, load before {told['load_before']:.1f}. "
         f"{', '.join(f'{name} {number}' for name, number in told['versions'].items())}.",
         "",
-        f"| compiled | memory | steps/s | times | at most {LIMIT:g}× |",
-        "|---|---|---|---|---|",
+        f"| environment | compiled | memory | steps/s | times | at most {LIMIT:g}× |",
+        "|---|---|---|---|---|---|",
     ]
     for row in told["rows"]:
-        cells = ["yes" if row["compile"] == "on" else "no", row["memory"], spread(row["steps_per_second"], ",.0f")]
+        cells = [row["env"], "yes" if row["compile"] == "on" else "no", row["memory"]]
+        cells.append(spread(row["steps_per_second"], ",.0f"))
         if row["memory"] == "none":
             cells += ["1", "–"]
         else:
