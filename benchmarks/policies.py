@@ -69,8 +69,8 @@ TASKS = (
     Task("BipedalWalker-v3", "BipedalWalker-v3", 5_000_000, 280),
     Task("Racetrack-v0", "Racetrack-v0", 300_000, None, filmed=True),
     Task("Pong-v5", "Pong-v5", 4_000_000, 18, dict(precision="bfloat16", threads=2), training=True),
-    Task("Breakout-v5", "Breakout-v5", 10_000_000, None, dict(precision="bfloat16", threads=2)),
-    Task("StarpilotEasy-v0", "StarpilotEasy-v0", 5_000_000, None, dict(precision="bfloat16", threads=2)),
+    Task("Breakout-v5", "Breakout-v5", 3_000_000, None, dict(precision="bfloat16", threads=2)),
+    Task("StarpilotEasy-v0", "StarpilotEasy-v0", 1_000_000, None, dict(precision="bfloat16", threads=2)),
 )  # fmt: skip
 LONG = TASKS[-5:]  # hours each: one seed
 

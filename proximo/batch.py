@@ -53,7 +53,7 @@ class Batch:
     advantage: Tensor  # [T, N]
     returns: Tensor  # [T, N] what the value should become
     old: Any  # the distributions over actions of the policy that collected, tensors [T, N, ...]
-    seen: Any  # [T, N, F] tensors: what the policy made of the observations while it acted; only until it was judged
+    features: Any  # [T, N, F] tensors: what a policy made of the observations while it acted, until it is judged
     memory: Any  # [K, N, ...] tensors: what the policy remembered before each K-th part of the rows; where it remembers
 
     def __init__(self, **columns: Any) -> None:

@@ -117,11 +117,11 @@ class Looking(Protocol):
     def look(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[tuple[Tensor, ...], Any]:
         """What it makes of observations [N, ...], tensors [N, F], and the memory after them.
 
-        `evaluate` takes them, [T, N, F], as the column `seen`, and looks no more.
+        `evaluate` takes them, [T, N, F], as the column `features`, and looks no more.
         """
         ...
 
-    def choose(self, seen: tuple[Tensor, ...], observation: Any, noise: Any) -> Any:
+    def choose(self, features: tuple[Tensor, ...], observation: Any, noise: Any) -> Any:
         """Actions, as `act` does."""
         ...
 

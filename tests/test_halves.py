@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector.async_vector_env import AsyncState
 
 import proximo
 from proximo.batch import Batch
@@ -20,7 +22,8 @@ from proximo.models.actor_critic import ActorCritic
 from proximo.models.network import Network
 from proximo.run import session
 from proximo.run.config import resolved
-from proximo.sources.backends import lanes_for
+from proximo.sources import backends
+from proximo.sources.backends import SLOW_STEP, lanes_for
 from proximo.sources.envs import EnvSource
 from proximo.sources.halves import Halves
 from tests.test_lanes import Bytes
@@ -33,6 +36,7 @@ NETWORKS: dict[str, dict[str, Any]] = {
     "no memory": {},
     "lstm": dict(memory="lstm", memory_size=8, sequence=6),
     "stack": dict(frame_stack=4, sequence=6),
+    "lstm, separate": dict(memory="lstm", memory_size=8, sequence=6, trunk="separate"),
 }
 
 
@@ -52,16 +56,35 @@ class Apart(gym.vector.VectorWrapper):
         return self.env.step(self.actions)
 
 
-def some(mode: AutoresetMode, count: int, seed: int) -> gym.vector.VectorEnv:
+class Pictures(Bytes):
+    """Bytes, with episodes as long as the lane's number says."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        seen, reward, *_ = super().step(action)
+        return seen, reward, False, self.t == self.length, {}
+
+
+def masked(length: int) -> gym.Env:
+    return Masked("observation")
+
+
+ENVS: dict[str, Any] = {"vector": Truncated, "pictures": Pictures, "masked": masked}
+
+
+def some(kind: str, mode: AutoresetMode, count: int, seed: int) -> gym.vector.VectorEnv:
     """The lanes from that of this seed on; each has episodes of its own length."""
     lengths = LENGTHS[seed - SEED : seed - SEED + count]
-    return Apart(SyncVectorEnv([partial(Truncated, n) for n in lengths], autoreset_mode=mode))
+    return Apart(SyncVectorEnv([partial(ENVS[kind], n) for n in lengths], autoreset_mode=mode))
 
 
-def everything(source: EnvSource | Halves, network: Network) -> tuple[list[Batch], list[dict[str, Any]]]:
+def everything(source: EnvSource | Halves, kind: str, network: Network) -> tuple[list[Batch], list[dict[str, Any]]]:
     """Two collections, and two after a restart, by the same policy with the same noise."""
     torch.manual_seed(0)
-    policy = ActorCritic(gym.spaces.Box(-1, 1, (5,)), gym.spaces.Box(-1, 1, (2,)), network)
+    one = ENVS[kind](1)
+    policy = ActorCritic(one.observation_space, one.action_space, network)
     batches, counted = [], []
     for _ in range(2):
         source.restart(SEED)
@@ -74,10 +97,11 @@ def everything(source: EnvSource | Halves, network: Network) -> tuple[list[Batch
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("network", NETWORKS)
-def test_two_halves_collect_what_all_lanes_together_do(network: str, mode: AutoresetMode) -> None:
+@pytest.mark.parametrize("kind", ENVS)
+def test_two_halves_collect_what_all_lanes_together_do(kind: str, network: str, mode: AutoresetMode) -> None:
     shape = Network(hidden=(8,), **NETWORKS[network])
-    whole = everything(EnvSource(partial(some, mode, 4), HORIZON), shape)
-    halves = everything(Halves(partial(some, mode, 2), HORIZON, 4), shape)
+    whole = everything(EnvSource(partial(some, kind, mode, 4), HORIZON), kind, shape)
+    halves = everything(Halves(partial(some, kind, mode, 2), HORIZON, 4), kind, shape)
     assert whole[1] == halves[1]
     for one, other in zip(whole[0], halves[0], strict=True):
         assert list(vars(one)) == list(vars(other))
@@ -118,7 +142,7 @@ def test_the_policy_has_half_of_the_threads_while_environments_step() -> None:
             return super().act(*args)
 
     before = torch.get_num_threads()
-    source = Halves(partial(some, AutoresetMode.NEXT_STEP, 2), 2, 4)
+    source = Halves(partial(some, "vector", AutoresetMode.NEXT_STEP, 2), 2, 4)
     source.restart(SEED)
     torch.set_num_threads(2)
     try:
@@ -186,6 +210,8 @@ def test_games_are_the_same_in_halves(name: str) -> None:
         found = [half.step_wait() for half in halves]
         for i in range(4):
             np.testing.assert_array_equal(wanted[i], np.concatenate([made[i] for made in found]))
+        for key in wanted[4].keys() & {"score", "over", "lives"}:
+            np.testing.assert_array_equal(wanted[4][key], np.concatenate([made[4][key] for made in found]))
         over += int((wanted[2] | wanted[3]).sum())
     for env in (whole, *halves):
         env.close()
@@ -198,9 +224,58 @@ def test_runs_in_halves_resume_exactly_and_see_what_runs_in_one_do(tmp_path: Pat
     whole, broken = (proximo.train(Bytes, steps=640, out=tmp_path / name, **settings) for name in ("whole", "broken"))
     assert json.loads((whole.folder / "config.json").read_text())["run"]["overlap"] == "on"
     same_after_resuming(whole, broken, Bytes)
-    alone = proximo.train(Bytes, steps=640, out=tmp_path / "alone", overlap="off", **settings)
-    assert alone.metrics["episodes"] == whole.metrics["episodes"] > 50
-    assert alone.metrics["return_mean"] == pytest.approx(whole.metrics["return_mean"], abs=0.3)
+
+
+class Slow(gym.Env):
+    """Takes its time for the third step of all, or raises there; writes down in a file that it was closed."""
+
+    observation_space, action_space = gym.spaces.Box(-1, 1, (5,)), gym.spaces.Discrete(2)
+
+    def __init__(self, file: Path) -> None:
+        self.file, self.t = file, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict[str, Any]]:
+        self.seed = seed
+        return np.zeros(5, np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        if self.t == 3:
+            if self.seed is not None and self.seed % 4 == 1:
+                raise RuntimeError("out of oil")
+            time.sleep(0.2)
+        return np.zeros(5, np.float32), 0.0, False, False, {}
+
+    def close(self) -> None:
+        with self.file.open("a") as file:
+            file.write(f"{self.seed}\n")
+
+
+def test_where_one_half_fails_the_other_is_ended_well(tmp_path: Path) -> None:
+    """Its step is under way, and is waited for: whoever has files or processes of its own can put them away."""
+    lanes = lanes_for(partial(Slow, tmp_path / "closed"), 4, "async")
+    assert lanes.half is not None
+    source = Halves(lanes.half, 8, 4)
+    source.restart(4)
+    policy = ActorCritic(Slow.observation_space, Slow.action_space, Network(hidden=(4,)))
+    with pytest.raises(EnvFailure, match="out of oil"):
+        source.collect(policy)
+    second: Any = source.halves[1].envs
+    assert second._state is AsyncState.WAITING_STEP
+    source.close()
+    assert {"6", "7"} <= set((tmp_path / "closed").read_text().split())
+    assert not any(process.is_alive() for process in second.processes)
+
+
+@pytest.mark.parametrize("name", ["ALE/Pong-v5", "Pong-v5"])
+def test_emulators_are_closed_in_the_middle_of_a_step(name: str) -> None:
+    lanes = lanes_for(name, 4, options=dict(stack_num=1, episodic_life=True))
+    assert lanes.half is not None
+    for _ in range(2):
+        half = lanes.half(SEED)
+        half.reset(seed=SEED)
+        half.step_async(np.zeros(2, int))
+        half.close()
 
 
 def chosen(env: Any, **settings: Any) -> str:
@@ -216,9 +291,20 @@ def test_lanes_are_halved_where_an_image_network_acts_and_they_can_be() -> None:
     assert chosen(Recall, backend="async") == "off"
     assert chosen(Recall, backend="async", overlap="on") == "on"
     assert chosen(partial(Masked, "info"), backend="async", overlap="on") == "on"
-    for asked in (dict(backend="sync"), dict(backend="async", envs=1)):
-        with pytest.raises(ConfigError, match=r"overlap is on, but .* leave it out, or take the async backend"):
+    for asked, words in (
+        (dict(backend="sync"), "lanes of the sync backend step in this process: leave --overlap out"),
+        (dict(backend="async", envs=3), "3 lanes have no halves: take an even number of --envs for each process"),
+    ):
+        with pytest.raises(ConfigError, match=words):
             chosen(Bytes, overlap="on", **asked)
+
+
+def test_a_stopwatch_decides_no_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Worker processes that were chosen by the time of a step give what one process gives: all lanes act together."""
+    for seconds in (0.5 * SLOW_STEP, 2 * SLOW_STEP):
+        monkeypatch.setattr(backends, "step_seconds", lambda one: seconds)  # noqa: B023
+        assert chosen(Bytes) == "off"
+    assert chosen(Bytes, overlap="on") == "on"
 
 
 def test_a_run_of_before_there_were_halves_goes_on_in_one(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from gymnasium.vector import SyncVectorEnv
@@ -31,7 +33,7 @@ def encoder(network: str, precision: str = "float32") -> tuple[ImageEncoder, Ten
 @pytest.fixture
 def made() -> Any:
     """What is kept while a test lasts."""
-    made = kept.Made()
+    made = kept.Layouts()
     keep(made)
     yield made
     keep(None)
@@ -41,7 +43,7 @@ def made() -> Any:
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 @pytest.mark.parametrize("network", ["nature", "impala"])
 @torch.no_grad()
-def test_kept_weights_give_what_the_network_gives(network: str, precision: str, made: kept.Made) -> None:
+def test_kept_weights_give_what_the_network_gives(network: str, precision: str, made: kept.Layouts) -> None:
     if precision == "bfloat16" and not kept.at_hand(torch.zeros(1, dtype=torch.bfloat16)):
         pytest.skip("no bfloat16 here")
     model, images = encoder(network, precision)
@@ -57,7 +59,7 @@ def test_kept_weights_give_what_the_network_gives(network: str, precision: str, 
 
 
 @needs_onednn
-def test_nothing_is_kept_where_somebody_learns(made: kept.Made) -> None:
+def test_nothing_is_kept_where_somebody_learns(made: kept.Layouts) -> None:
     model, images = encoder("impala")
     model(images).sum().backward()
     assert not made
@@ -73,10 +75,10 @@ def test_nothing_is_kept_where_nobody_says_that_weights_stay() -> None:
     assert not torch.allclose(model(images), before)
 
 
-def source_and_policy(**network: Any) -> tuple[EnvSource, ActorCritic]:
+def source_and_policy(env: Any = Bytes, **network: Any) -> tuple[EnvSource, ActorCritic]:
     torch.manual_seed(0)
-    source = EnvSource(lambda seed: SyncVectorEnv([Bytes] * 3), 16)
-    policy = ActorCritic(Bytes.observation_space, Bytes.action_space, Network(hidden=(8,), sequence=8, **network))
+    source = EnvSource(lambda seed: SyncVectorEnv([env] * 3), 16)
+    policy = ActorCritic(env.observation_space, env.action_space, Network(hidden=(8,), sequence=8, **network))
     source.restart(3)
     return source, policy
 
@@ -87,6 +89,7 @@ LOOKING: dict[str, dict[str, Any]] = {
     "stack": dict(frame_stack=3),
     "lstm": dict(memory="lstm", memory_size=8),
     "lstm, separate": dict(memory="lstm", memory_size=8, trunk="separate"),
+    "nature": dict(images="nature"),
     "bfloat16": dict(precision="bfloat16"),
 }
 
@@ -94,12 +97,12 @@ LOOKING: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("network", LOOKING)
 def test_what_was_seen_while_acting_is_judged_as_whole_lanes_are(network: str) -> None:
     """In a second collection too, with other weights: nothing that was kept outlives its collection."""
-    source, policy = source_and_policy(**LOOKING[network])
+    source, policy = source_and_policy(Larger if network == "nature" else Bytes, **LOOKING[network])
     assert policy.looks
     tolerance = 2e-2 if network == "bfloat16" else 1e-5
     for _ in range(3):
         batch = source.collect(policy)
-        assert "seen" not in vars(batch)
+        assert "features" not in vars(batch)
         with torch.no_grad():
             opinion = policy.evaluate(batch)
             torch.testing.assert_close(batch.logp, opinion.logp, rtol=0, atol=tolerance)
@@ -111,7 +114,7 @@ def test_what_was_seen_while_acting_is_judged_as_whole_lanes_are(network: str) -
             for parameter in policy.parameters():
                 parameter.add_(0.02 * torch.randn_like(parameter))
     assert source.actor is not None
-    assert not source.actor.made
+    assert not source.actor.layouts
     source.close()
 
 
@@ -130,18 +133,75 @@ def test_the_network_looks_once_at_what_it_acts_on(monkeypatch: pytest.MonkeyPat
     assert looked == [3] * 16 + [3], "every step's pictures, and what came after the last"
 
 
+@needs_onednn
+@torch.no_grad()
+def test_other_weights_that_are_lent_are_other_weights(made: kept.Layouts) -> None:
+    model, images = encoder("impala")
+    before = model(images)
+    others = {name: 2 * parameter for name, parameter in model.named_parameters()}
+    lent = torch.func.functional_call(model, others, images)
+    keep(None)
+    torch.testing.assert_close(lent, torch.func.functional_call(model, others, images), rtol=1e-3, atol=1e-3)
+    keep(made)
+    torch.testing.assert_close(model(images), before, rtol=0, atol=0)
+    for parameter in model.parameters():
+        parameter.mul_(1.5)
+    assert not torch.allclose(model(images), before)
+
+
+def test_who_overrides_act_is_asked_by_that_name() -> None:
+    """A policy that begins from ours, and explores in a way of its own, does so where it sees images too."""
+
+    class Always(ActorCritic):
+        def act(self, observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any]:
+            action, memory = super().act(observation, noise, memory, start)
+            return torch.ones_like(action), memory
+
+    source, _ = source_and_policy()
+    batch = source.collect(Always(Bytes.observation_space, Bytes.action_space, Network(hidden=(8,))))
+    source.close()
+    assert batch.action[batch.mask].eq(1).all()
+
+
+class Larger(Bytes):
+    """The same for NatureCNN."""
+
+    observation_space = gym.spaces.Box(0, 255, (36, 36, 1), np.uint8)
+
+    def _seen(self) -> np.ndarray:
+        return super()._seen().repeat(9, 0).repeat(9, 1)[::4, ::4]
+
+
 @needs_compiler
-def test_compiled_policies_keep_nothing_and_judge_the_same() -> None:
+def test_compiled_policies_keep_nothing_and_judge_the_same(caplog: pytest.LogCaptureFixture) -> None:
     found = []
     for on in (False, True):
         with compiling(on):
-            source, policy = source_and_policy()
-            found.append([source.collect(policy) for _ in range(2)])
+            source, policy = source_and_policy(Larger, images="nature")
+            found.append([source.collect(policy)])
+            laid = layouts_while_acting(source)
+            found[-1].append(source.collect(policy))
             source.close()
+        assert set(laid) == {0 if on else 1}
+    assert not caplog.records
     for one, other in zip(*found, strict=True):
         assert torch.equal(one.action, other.action)
         torch.testing.assert_close(one.logp, other.logp, rtol=0, atol=1e-5)
         torch.testing.assert_close(one.next_value, other.next_value, rtol=0, atol=1e-5)
+
+
+def layouts_while_acting(source: EnvSource) -> list[int]:
+    """A list that gets, after each act, how many layouts are kept."""
+    assert source.actor is not None
+    laid, act = list[int](), source.actor.act
+
+    def counted(*tensors: Tensor) -> Any:
+        made = act(*tensors)
+        laid.append(len(kept._layouts.get() or ()))
+        return made
+
+    source.actor.act = counted
+    return laid
 
 
 def test_nothing_stays_kept_when_acting_fails() -> None:
@@ -150,11 +210,11 @@ def test_nothing_stays_kept_when_acting_fails() -> None:
     assert source.actor is not None
 
     def fail(*tensors: Tensor) -> Any:
-        assert kept._made.get() is not None
+        assert kept._layouts.get() is not None
         raise RuntimeError("out of memory")
 
     source.actor.act = fail
     with pytest.raises(RuntimeError):
         source.collect(policy)
-    assert kept._made.get() is None
+    assert kept._layouts.get() is None
     source.close()

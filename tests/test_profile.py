@@ -33,8 +33,8 @@ from tests.toys import Toy
 
 FLAGS = [word for name, value in (SMALL | dict(compile="off", threads=1)).items() for word in flags(name, value)]
 KEYS = (
-    "env algo preset horizon envs backend compile device threads notes cycles cycle_ms clock_share compile_seconds "
-    "steps_per_second environment_steps_per_second parts gradient_step advice"
+    "env algo preset horizon envs backend overlap compile device threads notes cycles cycle_ms clock_share "
+    "compile_seconds steps_per_second environment_steps_per_second parts gradient_step advice"
 )
 PARTS = "environment policy buffers evaluation advantages update logging checkpoints rest"
 
@@ -72,7 +72,9 @@ def summed(parts: dict[str, Any]) -> float:
 
 def owners(run: Run) -> list[Any]:
     """Whatever the clock may have touched."""
-    parts = [run.source, getattr(run.source, "actor", None), run.policy, run.algorithm, run.agent, loop]
+    halves = getattr(run.source, "halves", [run.source])
+    own = [thing for half in halves for thing in (half, getattr(half, "actor", None), getattr(half, "envs", None))]
+    parts = [run.source, *own, run.policy, run.algorithm, run.agent, loop]
     return [part for part in parts if part is not None] + [sys.modules[type(run.algorithm).__module__]]
 
 
@@ -175,6 +177,19 @@ def test_a_slow_environment_is_found(
     assert environment["at_best_ms"] >= 2 * 32 * lanes * 0.9  # an episode of 20 steps is followed by a reset alone
     assert found["advice"][0].startswith("The environment takes")
     assert way in found["advice"][0]
+
+
+def test_halves_are_waited_for(command: Command, built: list[Run]) -> None:
+    told = profiled(command, "CartPole-v1", *FLAGS, "--backend", "async", "--overlap", "on", "--envs", 4)
+    assert told["overlap"] == "on"
+    assert summed(told["parts"]) == pytest.approx(told["cycle_ms"], rel=0.1)
+    assert {"environment", "policy", "buffers", "evaluation", "update"} <= set(told["parts"])
+    assert told["parts"]["environment"]["at_best_ms"] is None
+    assert told["parts"]["policy"]["at_best_ms"] > 0
+    assert told["environment_steps_per_second"] > told["steps_per_second"]
+    assert not wrapped(built[0])
+    shown = command("profile", "CartPole-v1", *FLAGS, "--backend", "async", "--overlap", "on", "--envs", 4)
+    assert "asking and waiting" in shown.out
 
 
 def test_tensors_have_one_part_for_environment_and_policy(command: Command) -> None:

@@ -56,6 +56,7 @@ def rows(run: Path) -> list[dict[str, Any]]:
         (MASKED, "ppo", "--memory transformer --memory-size 8 --sequence 8 --epochs 1 --minibatches 2"),
         ("Pendulum-v1", "ppo", "--epochs 2 --minibatches 4 --normalize-reward --normalize-observation"),
         ("Acrobot-v1", "trpo", ""),
+        ("CartPole-v1", "ppo", "--epochs 2 --minibatches 4 --backend async --overlap on"),
     ],
 )
 def test_two_processes_learn_what_one_does(env: str, algo: str, more: str, tmp_path: Path) -> None:

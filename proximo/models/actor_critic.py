@@ -104,7 +104,9 @@ class ActorCritic(nn.Module):
         apart = network.trunk == "separate" and any(True for _ in self.trunk.parameters())
         self.critic_trunk = Trunk(seen, network, own) if apart else None
         self.remembers = self.frames is not None or self.trunk.core is not None
-        self.looks = any(isinstance(module, ImageEncoder) for module in self.modules())  # longer than it chooses
+        # what overrides `act` is asked by that name
+        as_here = type(self).act is ActorCritic.act
+        self.looks = as_here and any(isinstance(module, ImageEncoder) for module in self.modules())
         self.sequence = network.sequence or SEQUENCE
         self.head: Any = head_for(action_space, network.distribution, network.state_std, network.log_std_init)
         shape, activation = (self.trunk.features, *network.hidden), ACTIVATIONS[network.activation]
@@ -125,15 +127,15 @@ class ActorCritic(nn.Module):
 
     @torch.no_grad()
     def act(self, observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any]:
-        seen, memory = self.look(observation, memory, start)
-        return self.choose(seen, observation, noise), memory
+        features, memory = self.look(observation, memory, start)
+        return self.choose(features, observation, noise), memory
 
     def look(self, observation: Any, memory: Any, start: Tensor | None) -> tuple[tuple[Tensor, ...], Any]:
         acting, judging, memory = self._step(observation, memory, start)
         return (acting,) if acting is judging else (acting, judging), memory
 
-    def choose(self, seen: tuple[Tensor, ...], observation: Any, noise: Any) -> Any:
-        distribution = distribution_of(self.head, self.actor(seen[0]), observation)
+    def choose(self, features: tuple[Tensor, ...], observation: Any, noise: Any) -> Any:
+        distribution = distribution_of(self.head, self.actor(features[0]), observation)
         return distribution.mode() if noise is None else distribution.sample(noise)
 
     def to_env(self, action: Any) -> Any:
@@ -159,8 +161,8 @@ class ActorCritic(nn.Module):
 
     def _seen(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Features of actor and critic for a batch."""
-        if "seen" in vars(batch):
-            return batch.seen[0], batch.seen[-1]
+        if "features" in vars(batch):
+            return batch.features[0], batch.features[-1]
         if not self.remembers:
             return self._features(batch.observation, self.initial(0), None)[:2]
         pieces, first = self._sequences(batch)

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from proximo.compiler.trace import tracing
 
 Step = Callable[[Tensor], Tensor]
-Made = dict[Any, list[Step]]  # of (network, rows)
-_made: ContextVar[Made | None] = ContextVar("made", default=None)
+Laid = tuple[Tensor, int, list[Step]]  # a network's first weights, their version, and what to do with such weights
+Layouts = dict[Any, Laid]  # of (network, rows)
+_layouts: ContextVar[Layouts | None] = ContextVar("layouts", default=None)
 
 
-def keep(made: Made | None) -> None:
-    """From now on `packed` keeps there what it makes of weights, and finds it there; None where these may change."""
-    _made.set(made)
+def keep(layouts: Layouts | None) -> None:
+    """From now on `packed` keeps there how it laid out weights, and finds it there; None where these may change."""
+    _layouts.set(layouts)
 
 
 def packed(network: nn.Sequential, images: Tensor, scale: float) -> Tensor | None:
@@ -30,14 +31,17 @@ def packed(network: nn.Sequential, images: Tensor, scale: float) -> Tensor | Non
 
     None where nothing is kept, where gradients are wanted, or where oneDNN is not at hand: the network is to be run.
     """
-    made = _made.get()
-    if made is None or torch.is_grad_enabled() or tracing() or not at_hand(images):
+    layouts = _layouts.get()
+    if layouts is None or torch.is_grad_enabled() or tracing() or not at_hand(images):
         return None
-    steps, x = made.get((network, len(images))), images
-    if steps is None:
-        made[network, len(images)], x = steps_of(network, images, scale)
+    first: Any = network[0]
+    laid = layouts.get((network, len(images)))
+    if laid is None or laid[0] is not first.weight or laid[1] != first.weight._version:  # none, or it was lent others
+        steps, x = steps_of(network, images, scale)
+        layouts[network, len(images)] = first.weight, first.weight._version, steps
         return x
-    for step in steps:
+    x = images
+    for step in laid[2]:
         x = step(x)
     return x
 

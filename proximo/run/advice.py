@@ -25,6 +25,7 @@ NEAR = 2.0  # a gradient step within so many times its matrix products is near i
 LONG_STEP = 5_000  # µs of a gradient step from which a second thread may be worth waking
 SHORT_CALL = 100e-6  # seconds of a call of all lanes, below which most of it is the call
 FEW, FEW_IN_TENSORS = 16, 256  # lanes
+WAITED = "asking and waiting; it steps while the policy acts"
 WAYS = {
     ENVIRONMENT: "stepped alone",
     POLICY: "asked alone",
@@ -83,7 +84,8 @@ def table(p: Profile) -> Table:
     shown.add_column("which is")
     for name, part in p.parts.items():
         best = "" if part.at_best_ms is None else f"{part.at_best_ms:,.2f}"
-        shown.add_row(name, f"{part.ms:,.2f}", f"{part.share:.1%}", best, WAYS.get(name, ""))
+        way = WAITED if name == ENVIRONMENT and p.config.run.overlap == "on" else WAYS.get(name, "")
+        shown.add_row(name, f"{part.ms:,.2f}", f"{part.share:.1%}", best, way)
     shown.add_section()
     shown.add_row("cycle", f"{p.cycle_ms:,.2f}", "100.0%")
     return shown
@@ -105,6 +107,8 @@ def about_environment(p: Profile) -> Said:
     if share < LARGE:
         return None
     lanes, backend, a_call = c.run.envs, c.run.backend, p.parts[ENVIRONMENT].ms * 1e-3 / c.algorithm.horizon
+    if c.run.overlap == "on":  # the part is what was waited for
+        a_call = lanes / p.environment_steps_per_second
     masked = "observation" in c.spaces and has_mask(space_from_json(c.spaces["observation"]))
     together = c.registered and names_a_vector(c.env) and not masked
     a_lane, one_by_one = a_call / lanes, backend == "sync" and not together

@@ -19,9 +19,11 @@ from proximo.policy import blank
 from proximo.run.clock import ENVIRONMENT, JUDGING, POLICY, TOGETHER, UPDATE
 from proximo.run.machine import has_images
 from proximo.run.run import EnvRun
+from proximo.sources.acting import casting
 from proximo.sources.envs import EnvSource
-from proximo.sources.halves import Halves
+from proximo.sources.halves import Halves, acting_threads
 from proximo.sources.tensors import TensorSource, walking
+from proximo.threads import threads
 
 SECONDS = 0.3
 SQUARE = 1024  # rows of the matrices whose product tells what the processor can do
@@ -72,7 +74,8 @@ def limits(run: EnvRun, gradient: Gradient, settle: Settle) -> dict[str, float]:
     else:
         parts = source.halves if isinstance(source, Halves) else [source]
         best[ENVIRONMENT] = environment_alone(run, parts, actions) * c.algorithm.horizon
-        best[POLICY] = sum(policy_alone(run, part) for part in parts) * c.algorithm.horizon
+        with threads(acting_threads() if len(parts) > 1 else torch.get_num_threads()), casting(run.agent.policy.device):
+            best[POLICY] = sum(policy_alone(run, part) for part in parts) * c.algorithm.horizon
     return best
 
 
@@ -111,9 +114,11 @@ def policy_alone(run: EnvRun, source: EnvSource) -> float:
     drawn = leaves_of(tree_map(lambda x: x[0], run.agent.policy.noise(1, source.lanes)))
     begun = torch.zeros(source.lanes, dtype=torch.bool, device=run.agent.policy.device)
 
-    def choose() -> None:
-        run.agent.policy.to_env(actor.action(actor.choose(0, shown, drawn, lambda t: begun)))
+    def choose(t: int = 1) -> None:
+        run.agent.policy.to_env(actor.action(actor.choose(t, shown, drawn, lambda t: begun)))
+        actor.features.clear()
 
+    choose(0)  # as in a collection, where weights are laid out once
     return float(np.median(seconds_of(choose)))
 
 

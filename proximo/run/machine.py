@@ -92,15 +92,16 @@ def choose_overlap(config: Resolved, lanes: Lanes) -> tuple[str, str]:
     if asked == "off":
         return "off", "as asked"
     if lanes.half is None:
-        why = f"{config.run.envs} lanes of the {lanes.backend} backend cannot be halved, and one half step by itself"
         if asked == "on":
-            raise ConfigError(f"overlap is on, but {why}: leave it out, or take the async backend and an even number")
-        return "off", why
+            raise ConfigError(f"overlap is on, but {lanes.whole}")
+        return "off", lanes.whole
     if asked == "on":
         return "on", "as asked"
-    if has_images(config):
-        return "on", "half of the lanes steps while the image network acts for the others"
-    return "off", "a small network acts faster than half of the lanes is worth"
+    if not has_images(config):
+        return "off", "a small network acts faster than half of the lanes is worth"
+    if lanes.backend == "async" and config.run.backend == "auto":
+        return "off", "the backend was chosen by a stopwatch, which must not change numbers: --backend async allows it"
+    return "on", "half of the lanes steps while the image network acts for the others"
 
 
 def has_images(config: Resolved) -> bool:

@@ -62,7 +62,7 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         c, measured = self.config, asdict(self)
         del measured["config"]
-        run = {name: getattr(c.run, name) for name in ("envs", "backend", "compile", "device", "threads")}
+        run = {name: getattr(c.run, name) for name in ("envs", "backend", "overlap", "compile", "device", "threads")}
         return {"env": c.env, "algo": c.algo, "preset": c.preset, "horizon": c.algorithm.horizon, **run, **measured}
 
 
@@ -131,7 +131,8 @@ def measured(cycles: Cycles, notes: list[str]) -> Profile:
         gradient = replace(gradient, uncompiled_us=update_uncompiled(cycles) / gradient.steps * 1e6)
 
     def part(name: str) -> Part:
-        return Part(spent[name] * 1e3, spent[name] / whole, best[name] * 1e3 if name in best else None)
+        known = name in best and not (name == ENVIRONMENT and c.run.overlap == "on")  # then it is waited for
+        return Part(spent[name] * 1e3, spent[name] / whole, best[name] * 1e3 if known else None)
 
     return Profile(
         config=c,

@@ -189,6 +189,8 @@ def resume(
     config = replace(config, run=changed(config.run, device=choose_device(config, env)[0], compile=mode))
     c = config.run
     lanes = lanes_for(env, of_each(env, c.envs), c.backend, c.max_episode_steps, c.device, c.options)
+    if c.overlap == "on" and lanes.half is None:
+        notes.append(f"overlap off: {lanes.whole}; the numbers then differ a little")
     if spaces_of(lanes) != config.spaces:
         raise CheckpointError(f"{path} was trained on other spaces than {name_of(env)} has here")
     with computing(config):

@@ -11,7 +11,7 @@ from torch import Tensor
 from proximo import ranks
 from proximo.batch import Batch, leaves_of, tree_map, with_leaves
 from proximo.compiler import fused, fused_batch
-from proximo.models.packed import Made, keep
+from proximo.models.packed import Layouts, keep
 from proximo.policy import Looking, Policy
 
 Leaves = tuple[Tensor, ...]  # of a tree, in their order
@@ -26,10 +26,10 @@ class Actor:
         self.policy, self.blank = policy, policy.initial(lanes)
         self.memory, self.kept = tuple(leaves_of(self.blank)), list[Leaves]()
         self.judge: Callable[[Batch], Batch] | None = None
-        self.made: Made = {}  # of weights, for as long as a collection lasts
+        self.layouts: Layouts = {}  # of weights, for as long as a collection lasts
         self.act, self.outline, self.sight = acting(policy, observation, tree_map(lambda x: x[0], noise), self.blank)
         self.parts = len(leaves_of(self.outline))
-        self.seen = list[Leaves]()
+        self.features = list[Leaves]()
 
     def forget(self) -> None:
         """Remember nothing: every lane begins anew."""
@@ -38,20 +38,20 @@ class Actor:
     def choose(self, t: int, shown: Sequence[Tensor], drawn: Sequence[Tensor], begun: Begun) -> Leaves:
         """The leaves of an action for every lane at step `t` of a collection; `begun(t)` says where episodes begin."""
         if t == 0:
-            self.kept, self.seen = [], []
-            self.made.clear()
+            self.kept, self.features = [], []
+            self.layouts.clear()
         if self.memory and t % self.policy.sequence == 0:
             self.kept.append(self.memory)
-        torch.set_autocast_cache_enabled(True)
-        keep(self.made)
         try:
+            torch.set_autocast_cache_enabled(True)
+            keep(self.layouts)
             made = self.act(*shown, *drawn, *self.memory, *([begun(t)] if self.memory else []))
         finally:  # an environment's own networks may learn between its steps
             torch.set_autocast_cache_enabled(False)
             keep(None)
         self.memory = made[len(made) - len(self.memory) :]
         if self.sight:
-            self.seen.append(made[self.parts : self.parts + len(self.sight)])
+            self.features.append(made[self.parts : self.parts + len(self.sight)])
         return made[: self.parts]
 
     def action(self, leaves: Leaves) -> Any:
@@ -72,15 +72,15 @@ class Actor:
             batch = batch.replace(memory=stacked(self.blank, self.kept))
             after = dict(last_memory=with_leaves(self.blank, self.memory), last_start=begun)
         if self.sight:
-            after["seen"] = stacked(self.sight, self.seen)
+            after["features"] = stacked(self.sight, self.features)
         shown = batch.replace(last=last, **after)
         self.judge = self.judge or judging(self.policy, shown)
-        keep(self.made)
         try:
+            keep(self.layouts)
             return batch.replace(**vars(self.judge(shown)))
         finally:
             keep(None)
-            self.made.clear()
+            self.layouts.clear()
 
     @torch.no_grad()
     def values(self, observation: Any, memory: Sequence[Tensor]) -> Tensor:
@@ -110,27 +110,28 @@ def stacked(outline: Any, rows: Iterable[Leaves]) -> Any:
 
 
 def acting(policy: Policy, observation: Any, noise: Any, memory: Any) -> tuple[Callable[..., Leaves], Any, Any]:
-    """`policy.act` for trees like these, as a call from leaves to leaves; the structure of an action, and of `seen`.
+    """`policy.act` for trees like these, as a call from leaves to leaves; those of an action and of `features`.
 
-    (*observation, *noise) -> (*action, *seen); where the policy remembers, (…, *memory, start) -> (…, *memory). `seen`
-    is what a policy that looks made of the observations, and is () for others.
+    (*observation, *noise) -> (*action, *features); where the policy remembers, (…, *memory, start) -> (…, *memory).
+    `features` are what a policy that looks made of the observations, and () of any other.
     """
     begun = torch.zeros(len(leaves_of(noise)[0]), dtype=torch.bool, device=policy.device)
     outline = (observation, noise, memory, begun) if leaves_of(memory) else (observation, noise)
+    looking: Looking | None = policy if isinstance(policy, Looking) and policy.looks else None
 
-    def made(observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any, Any]:
-        if not (isinstance(policy, Looking) and policy.looks):
+    def acted(observation: Any, noise: Any, memory: Any = (), start: Tensor | None = None) -> tuple[Any, Any, Any]:
+        if looking is None:
             action, memory = policy.act(observation, noise, memory, start)
             return action, (), memory
-        seen, memory = policy.look(observation, memory, start)
-        return policy.choose(seen, observation, noise), seen, memory
+        features, memory = looking.look(observation, memory, start)
+        return looking.choose(features, observation, noise), features, memory
 
     def act(*tensors: Tensor) -> Leaves:
-        return tuple(leaves_of(made(*with_leaves(outline, tensors))))
+        return tuple(leaves_of(acted(*with_leaves(outline, tensors))))
 
     with torch.no_grad():
-        action, seen, _ = made(*outline)
-    return fused(policy, act, leaves_of(outline)), action, seen
+        action, features, _ = acted(*outline)
+    return fused(policy, act, leaves_of(outline)), action, features
 
 
 def judging(policy: Policy, example: Batch) -> Callable[[Batch], Batch]:

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from gymnasium.vector.async_vector_env import AsyncState
 
+from proximo import ranks
 from proximo.errors import ConfigError, unknown
 from proximo.observations import MASK, has_mask
 from proximo.sources.atari import ALE, ale_lanes
@@ -35,8 +36,10 @@ BACKENDS = {
     "envpool": "EnvPool's C++ threads, for the ids it has",
     "tensor": f"tensors on the policy's device, in one graph with the policy: {', '.join(IN_TENSORS)}",
 }
+IN_GRAPH = "lanes in tensors step with the policy: leave --overlap out"
 SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
 GRACE = 60  # seconds
+PATIENCE = 5  # seconds, for a step under way
 FEW_LANES = 4  # below this EnvPool's wake-ups cost more than its threads save (docs/architecture.md has the figures)
 
 
@@ -51,6 +54,7 @@ class Lanes:
     reason: str
     episode_limit: int | None = None  # steps after which an episode is truncated, where that is known
     half: Callable[[int], Any] | None = None  # how to build half of them, where they step while somebody waits
+    whole: str = "lanes that were passed are stepped together: leave --overlap out"  # why there is no half
     in_tensors: bool = False
 
 
@@ -99,22 +103,25 @@ def lanes_for(
         limit = max_episode_steps or (one.spec.max_episode_steps if one.spec is not None else None)
     finally:
         one.close()
-    make, half = makers(env, make_one, lanes, chosen, max_episode_steps, options, together)
-    return Lanes(make, *spaces, chosen, reason, limit, half)
+    make, half, whole = makers(env, make_one, lanes, chosen, max_episode_steps, options, together)
+    return Lanes(make, *spaces, chosen, reason, limit, half, whole)
 
 
 def makers(
     env: Any, make_one: MakeEnv, lanes: int, backend: str, limit: int | None, options: dict[str, Any], together: bool
-) -> tuple[MakeEnvs, MakeEnvs | None]:
-    """What makes the lanes of a seed, and half of them, where these step while somebody waits."""
+) -> tuple[MakeEnvs, MakeEnvs | None, str]:
+    """What makes the lanes of a seed, and half of them, where these step while somebody waits; or why there is none."""
 
     def maker(count: int, more: dict[str, Any]) -> MakeEnvs:
         return quietly(lanes_maker(env, make_one, count, backend, limit, more | options, together))
 
-    half, threaded = None, backend == "envpool" or is_ale(env)
-    if lanes % 2 == 0 and (threaded or backend == "async"):
-        half = maker(lanes // 2, {"num_threads": max(1, (os.cpu_count() or 1) // 2)} if threaded else {})
-    return maker(lanes, {}), half
+    threaded = backend == "envpool" or is_ale(env)
+    if not threaded and backend != "async":
+        return maker(lanes, {}), None, "lanes of the sync backend step in this process: leave --overlap out"
+    if lanes % 2:
+        return maker(lanes, {}), None, f"{lanes} lanes have no halves: take an even number of --envs for each process"
+    threads = {"num_threads": max(1, min(lanes, ranks.cores()) // 2)} if threaded else {}
+    return maker(lanes, {}), maker(lanes // 2, threads), ""
 
 
 def lanes_maker(
@@ -144,7 +151,7 @@ def tensor_lanes(env: str | MakeEnv, lanes: int, limit: int | None, device: str)
     made = IN_TENSORS[env](1, **extra)
     spaces = made.single_observation_space, made.single_action_space
     make = lambda seed: IN_TENSORS[env](lanes, device=device, **extra)  # noqa: E731
-    return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), in_tensors=True)
+    return Lanes(make, *spaces, "tensor", "as asked", getattr(made, "limit", None), whole=IN_GRAPH, in_tensors=True)
 
 
 def must_step_together(env: EnvLike, backend: str, limit: int | None) -> None:
@@ -254,9 +261,18 @@ class WorkerLanes(gym.vector.AsyncVectorEnv):
     """Gymnasium's worker processes, which end with the run whatever has happened to one of them."""
 
     def close_extras(self, timeout: float | None = None, terminate: bool = False) -> None:
-        if self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes):
+        if self._rests():
             super().close_extras(timeout, terminate)
             return
         for process in self.processes:  # one died, or is stuck in a step: asking politely would wait for it
             process.kill()
             process.join()
+
+    def _rests(self) -> bool:
+        """Whether all are well and wait for orders; a step that is under way, where another half failed, is ended."""
+        if self._state is AsyncState.WAITING_STEP:
+            try:
+                self.step_wait(PATIENCE)
+            except Exception:
+                return False
+        return self._state is AsyncState.DEFAULT and all(process.is_alive() for process in self.processes)

@@ -44,13 +44,13 @@ class Halves:
         self.episodes.restart(self.lanes * ranks.size())
 
     def collect(self, policy: Policy) -> Batch:
-        """`horizon` steps of every lane: see `EnvSource.collect`."""
+        """`horizon` steps of every lane: see `EnvSource.collect`. Where it raises, `restart` comes before the next."""
         noise, begin = noise_for(policy, self.horizon, self.lanes), 0
         for half in self.halves:
             count = half.lanes
             half.begin(policy, tree_map(lambda x: x[:, begin : begin + count], noise))  # noqa: B023
             begin += count
-        with casting(policy.device), threads(max(1, torch.get_num_threads() // 2)):
+        with casting(policy.device), threads(acting_threads()):
             for t in range(self.horizon):
                 for half in self.halves:
                     if t > 0:
@@ -70,6 +70,11 @@ class Halves:
     def close(self) -> None:
         for half in self.halves:
             half.close()
+
+
+def acting_threads() -> int:
+    """How many of torch's threads a policy has while environments step beside it."""
+    return max(1, torch.get_num_threads() // 2)
 
 
 def ask(half: EnvSource, t: int) -> None:
