@@ -40,7 +40,7 @@ class EnvSource:
     def __init__(self, make: MakeEnvs, horizon: int, before: int = 0) -> None:
         self.make, self.horizon, self.before = make, horizon, before
         self.envs: gym.vector.VectorEnv | None = None
-        self.actor: Actor | None = None
+        self.actor: Any = None  # an Actor, once something was collected
         self.episodes = Episodes()
         self.taken = 0  # vector steps since the restart, for messages
 
@@ -98,10 +98,9 @@ class EnvSource:
 
     def act(self, t: int) -> np.ndarray:
         """The actions of step `t`, for the environments."""
-        actor: Any = self.actor
-        self.actions.append(actor.choose(t, self.shown(t), self.drawn[t], self._begun))
+        self.actions.append(self.actor.choose(t, self.shown(t), self.drawn[t], self._begun))
         self.seen.must_allow(t, self.mask[t], self.taken, self.before)
-        return actor.policy.to_env(actor.action(self.actions[-1]))
+        return self.actor.policy.to_env(self.actor.action(self.actions[-1]))
 
     def take(self, t: int, made: tuple[Any, Any, Any, Any, dict[str, Any]]) -> None:
         """What step `t` made, written into row `t` of the buffers, its observation into row t + 1.
@@ -134,7 +133,6 @@ class EnvSource:
 
     def finish(self) -> Batch:
         """The collection, of this process's lanes, once all its steps were taken."""
-        assert self.actor is not None
         self._finite(self.horizon)
         batch = self._batch(stacked(self.actor.outline, self.actions))
         batch = self.actor.judged(batch, self.seen.tree(self.shown(-1)), self._begun(self.horizon))
@@ -144,8 +142,7 @@ class EnvSource:
 
     def shown(self, t: int) -> list[Tensor]:
         """What the policy sees at step `t`, leaf by leaf."""
-        rows = self.seen.rows[t]
-        return rows if self.device.type == "cpu" else [row.to(self.device) for row in rows]
+        return self.seen.rows[t] if self.device.type == "cpu" else [row.to(self.device) for row in self.seen.rows[t]]
 
     def _begun(self, t: int) -> Tensor:
         """The lanes [N] bool in which an episode begins at step `t`."""
@@ -180,7 +177,6 @@ class EnvSource:
 
     def _correct(self, next_value: Tensor) -> None:
         """Put in the values of the final observations, where what follows belongs to another episode."""
-        assert self.actor is not None
         t, lane = (torch.tensor(index, device=self.device) for index in zip(*self.finals, strict=True))
         leaves = [torch.stack(leaf).to(self.device) for leaf in zip(*self.finals.values(), strict=True)]
         count = len(self.seen.leaves)
