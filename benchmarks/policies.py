@@ -1,15 +1,17 @@
 """What policies see, remember and obey: does it learn? Trains tasks of each kind, and writes a table.
 
-    python benchmarks/policies.py [--only NAME …] [--seeds 3] [--work runs/policies] [--table]
+    python benchmarks/policies.py [--only NAME …] [--seeds 3] [--work runs/policies] [--so-far] [--table]
 
 Each run is resumable: one that was stopped goes on from its last checkpoint, one that is done is not run again. Results
-are added to benchmarks/results/policies.json as they come; `--table` writes policies.md and the pictures from them.
+are added to benchmarks/results/policies.json as they come; `--so-far` adds those of stopped runs as they are, and runs
+none; `--table` writes policies.md and the pictures from them.
 Of the driving, what the first seed learned is filmed.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable
@@ -81,11 +83,16 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("runs/policies"))
     parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--so-far", action="store_true")
     parser.add_argument("--table", action="store_true")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)  # rather told now than after hours
     chosen = [task for task in TASKS if not args.only or task.name.startswith(tuple(args.only))]
-    if not args.table:
+    if args.so_far:
+        for seed, task in itertools.product(range(args.seeds), chosen):
+            if (out := folder(args.work, task, seed)).exists():
+                keep(args.results, result(task, seed, out))
+    elif not args.table:
         for seed in range(args.seeds):
             for task in chosen:
                 if seed == 0 or task not in LONG:
@@ -113,6 +120,11 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
         if read_rows(out / "metrics.jsonl")[-1]["step"] < 0.95 * task.steps:  # all but a collection
             raise SystemExit(f"{task.name} was stopped; the same command goes on with it")
         (out / "done").write_text(time.strftime("%F %T"))
+    return result(task, seed, out)
+
+
+def result(task: Task, seed: int, out: Path) -> dict[str, Any]:
+    """What a run in a folder came to, at the end or where it was stopped."""
     rows, last = read_rows(out / "metrics.jsonl"), read_rows(out / "eval.jsonl")[-1]
     metrics, preset = rows[-1], json.loads((out / "config.json").read_text())["preset"]
     return {
@@ -121,7 +133,8 @@ def trained(task: Task, seed: int, work: Path) -> dict[str, Any]:
         "preset": preset,
         "settings": json.loads(json.dumps(task.settings)),
         "first": first_above(rows, task.bar),
-        "step": last["step"],
+        "step": metrics["step"],
+        "eval_step": last["step"],
         "eval_mean": last["return_mean"],
         "eval_episodes": last["episodes"],
         "train_return_last_100": metrics["return_mean"],
@@ -165,8 +178,9 @@ def write_table(results: Path, work: Path) -> None:
         "Mean return of evaluation episodes (most likely actions) at the end of training, and of the last 100 of",
         "training (actions drawn; of games, whole ones), with the steps and seconds after which those first reached",
         "the bar. Seconds are of collecting and learning; evaluations and checkpoints stand apart. Pong and Breakout",
-        "are EnvPool's, whose lives each begin with up to 30 frames of doing nothing. A task with fewer than 10 seeds",
-        "is a pilot.",
+        "are EnvPool's, whose lives each begin with up to 30 frames of doing nothing. Seconds of Breakout and",
+        "StarPilot are no measure: these runs were stopped and slowed for other work. A task with fewer than 10",
+        "seeds is a pilot.",
         "",
         "    python benchmarks/policies.py",
         "",
@@ -229,7 +243,8 @@ def cells(task: Task, rows: list[dict[str, Any]]) -> list[str]:
     seeds = ", ".join(str(row["seed"]) for row in rows)
     times = [f"{first[0]:,.0f} in {first[1]:,.0f} s" if (first := row.get("first")) else "–" for row in rows]
     told = [", ".join(dict.fromkeys(times)) if set(times) == {"–"} else ", ".join(times), f"{seconds:,.0f}"]
-    return [task.name, f"{rows[0]['step']:,}", seeds, bar, reached, evaluated, episodes, drawn, *told]
+    steps = f"{rows[0]['step']:,}" + (f" of {task.steps:,} so far" if rows[0]["step"] < 0.95 * task.steps else "")
+    return [task.name, steps, seeds, bar, reached, evaluated, episodes, drawn, *told]
 
 
 if __name__ == "__main__":
