@@ -41,10 +41,8 @@ def test_the_page_tells_what_was_reached_and_what_was_not_run(tmp_path: Path) ->
     results, settings = page.split("## Settings")
     lines = {line.split(" | ")[0].removeprefix("| "): line for line in results.splitlines() if line.startswith("| ")}
     assert len(lines) == 1 + len(policies.TASKS)
-    assert (
-        lines[PONG]
-        == f"| {PONG} | 12,345 of 4,000,000 so far | 0 | ≥ 18 in training | yes | 17.5 | 10 | 18.25 | 9,000 in 41 s | 61 |"
-    )
+    cells = "≥ 18 in training | yes | 17.5 | 10 | 18.25 | 9,000 in 41 s | 61 |"
+    assert lines[PONG] == f"| {PONG} | 12,345 of 4,000,000 so far | 0 | {cells}"
     assert lines[TAXI] == f"| {TAXI} | 1,000,000 | 0 | ≥ 7 | no: 6 | 6 | 20 | 7.8 | – | 61 |"
     reached = "| 2 of 3; no: 0.94 | 0.94, 0.96, 0.99 | 20 | 0.9, 0.9, 0.9 |"
     assert lines[REPEAT] == f"| {REPEAT} | 1,000,000 | 0, 1, 2 | ≥ 0.95 {reached} – | 61 |"
