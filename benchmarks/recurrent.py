@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 from machine import machine, versions
-from policies import LSTM, SMALL
+from policies import SMALL
 from speed import rotated
 from turns import Runner, runner
 
@@ -28,6 +28,7 @@ from proximo.compiler import compiling
 
 LIMIT = 3.0  # times the seconds of a step without memory
 ENVS = {"CartPole-v1": "discrete", "HalfCheetah-v5": "continuous"}  # and their presets
+REMEMBERING: dict[str, Any] = dict(memory_size=64, sequence=16)  # the default length
 MEMORIES = ("lstm", "gru", "transformer")
 WARM = 3  # cycles that are not counted: the first compile
 Key = tuple[str, str, str]  # environment, memory, and whether it is compiled: "on" or "off"
@@ -76,7 +77,7 @@ def measured(keys: list[Key], args: argparse.Namespace) -> dict[Key, list[float]
 
 
 def settings(memory: str, compile: str) -> dict[str, Any]:
-    remembering = {} if memory == "none" else LSTM | dict(memory=memory)
+    remembering = {} if memory == "none" else REMEMBERING | dict(memory=memory)
     return SMALL | remembering | dict(compile=compile, threads=1, steps=10**9, checkpoint_every=10**9)
 
 
@@ -108,8 +109,9 @@ def table(told: dict[str, Any]) -> str:
         "# What remembering costs",
         "",
         f"PPO, {SMALL['envs']} lanes × {SMALL['horizon']} steps, {SMALL['epochs']} epochs × "
-        f"{SMALL['minibatches']} minibatches, one thread; memories of {LSTM['memory_size']}",
-        f"units, learned from in sequences of {LSTM['sequence']} steps. Whole cycles: collecting, learning, logging.",
+        f"{SMALL['minibatches']} minibatches, one thread; memories of {REMEMBERING['memory_size']}",
+        f"units, learned from in sequences of {REMEMBERING['sequence']} steps. Whole cycles: collecting, learning,",
+        "logging.",
         f"steps/s: median [least–most] of {rounds} rounds. times: the time of a step, as a multiple of that without",
         "memory in the same round, median [least–most].",
         f"At most {LIMIT:g}× was asked for. Seed 0: a pilot.",

@@ -135,7 +135,8 @@ def test_a_terminal_gets_a_live_panel(command: Command, tmp_path: Path, monkeypa
 
 # fmt: off
 ASKED: dict[str, Any] = dict(  # every setting there is, none at the value that the preset has
-    steps=640, envs=4, seed=7, device="cpu", backend="async", compile="off", checkpoint_every=256, eval_every=320,
+    steps=640, envs=4, seed=7, device="cpu", backend="async", compile="off", overlap="on",
+    checkpoint_every=256, eval_every=320,
     eval_episodes=2, features_every=64, max_episode_steps=60, env_options=["g=9.5"], threads=2, max_kl=0.7,
     stop_drift=90.0, drift_reference="reference", horizon=16, gamma=0.9, normalize_reward=False, lam=0.7, lr=0.02,
     anneal_lr=False, max_grad_norm=0.8, betas=[0.99, 0.98], epochs=2, minibatches=4, value_coef=0.6, entropy_coef=0.02,
