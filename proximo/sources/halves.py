@@ -2,8 +2,8 @@
 
 An image network takes about as long to choose as an emulator to step, and each waits for the other where all lanes step
 together. So half of the lanes is asked to step, and while it does, the other half's actions are chosen, on half of the
-threads (Stooke and Abbeel 2018, arXiv:1803.02811, "alternating-GPU sampler"; Petrenko et al. 2020, arXiv:2006.11751,
-"double-buffered sampling"). What is collected is what all lanes together would have given, to rounding: every lane has
+threads (Stooke and Abbeel 2018, arXiv:1803.02811; double-buffered sampling in Petrenko et al. 2020, arXiv:2006.11751).
+What is collected is what all lanes together would have given, to rounding: every lane has
 its seed and its part of the noise.
 """
 
