@@ -218,7 +218,7 @@ def test_games_are_the_same_in_halves(name: str) -> None:
     assert over > 4
 
 
-def test_runs_in_halves_resume_exactly_and_see_what_runs_in_one_do(tmp_path: Path) -> None:
+def test_runs_in_halves_resume_exactly(tmp_path: Path) -> None:
     settings = dict(hidden=(8,), checkpoint_every=256, backend="async", **QUIET, **SMALL["ppo"]) | dict(eval_episodes=1)
     settings |= dict(frame_stack=2, sequence=8)
     whole, broken = (proximo.train(Bytes, steps=640, out=tmp_path / name, **settings) for name in ("whole", "broken"))
@@ -292,8 +292,8 @@ def test_lanes_are_halved_where_an_image_network_acts_and_they_can_be() -> None:
     assert chosen(Recall, backend="async", overlap="on") == "on"
     assert chosen(partial(Masked, "info"), backend="async", overlap="on") == "on"
     for asked, words in (
-        (dict(backend="sync"), "lanes of the sync backend step in this process: leave --overlap out"),
-        (dict(backend="async", envs=3), "3 lanes have no halves: take an even number of --envs for each process"),
+        (dict(backend="sync"), "lanes of the sync backend step in this process: leave it out"),
+        (dict(backend="async", envs=3), "an odd number of lanes, 3 in each process, has no halves: leave it out"),
     ):
         with pytest.raises(ConfigError, match=words):
             chosen(Bytes, overlap="on", **asked)

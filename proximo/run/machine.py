@@ -93,7 +93,7 @@ def choose_overlap(config: Resolved, lanes: Lanes) -> tuple[str, str]:
         return "off", "as asked"
     if lanes.half is None:
         if asked == "on":
-            raise ConfigError(f"overlap is on, but {lanes.whole}")
+            raise ConfigError(f"overlap is on, but {lanes.whole}: leave it out")
         return "off", lanes.whole
     if asked == "on":
         return "on", "as asked"

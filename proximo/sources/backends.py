@@ -36,7 +36,7 @@ BACKENDS = {
     "envpool": "EnvPool's C++ threads, for the ids it has",
     "tensor": f"tensors on the policy's device, in one graph with the policy: {', '.join(IN_TENSORS)}",
 }
-IN_GRAPH = "lanes in tensors step with the policy: leave --overlap out"
+IN_GRAPH = "lanes in tensors step with the policy"
 SLOW_STEP = 1e-3  # seconds of one environment's step from which a worker process a lane pays for its messages
 GRACE = 60  # seconds
 PATIENCE = 5  # seconds, for a step under way
@@ -54,7 +54,7 @@ class Lanes:
     reason: str
     episode_limit: int | None = None  # steps after which an episode is truncated, where that is known
     half: Callable[[int], Any] | None = None  # how to build half of them, where they step while somebody waits
-    whole: str = "lanes that were passed are stepped together: leave --overlap out"  # why there is no half
+    whole: str = "lanes that were passed are stepped together"  # why there is no half
     in_tensors: bool = False
 
 
@@ -117,9 +117,9 @@ def makers(
 
     threaded = backend == "envpool" or is_ale(env)
     if not threaded and backend != "async":
-        return maker(lanes, {}), None, "lanes of the sync backend step in this process: leave --overlap out"
+        return maker(lanes, {}), None, "lanes of the sync backend step in this process"
     if lanes % 2:
-        return maker(lanes, {}), None, f"{lanes} lanes have no halves: take an even number of --envs for each process"
+        return maker(lanes, {}), None, f"an odd number of lanes, {lanes} in each process, has no halves"
     threads = {"num_threads": max(1, min(lanes, ranks.cores()) // 2)} if threaded else {}
     return maker(lanes, {}), maker(lanes // 2, threads), ""
 
