@@ -20,7 +20,7 @@ def nature(channels: int, height: int, width: int) -> nn.Sequential:
     """NatureCNN, 512 features (Mnih et al. 2015, doi:10.1038/nature14236, Methods, "Model architecture")."""
     layers: list[nn.Module] = []
     for filters, kernel, stride in ((32, 8, 4), (64, 4, 2), (64, 3, 1)):
-        layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride)), nn.ReLU()]
+        layers += [orthogonal(nn.Conv2d(channels, filters, kernel, stride)), nn.ReLU(inplace=True)]
         height, width = ((side - kernel) // stride + 1 for side in (height, width))
         channels = filters
     layers[-1:] = [nn.Flatten(), nn.ReLU()]  # this way round neither it nor its gradient goes across memory

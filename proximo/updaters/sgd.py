@@ -111,8 +111,8 @@ class GradientStep:
         with torch.no_grad():
             gradient, report = self.optimizer.summed(gradient), added(report)
             norm = self.optimizer.norm(gradient)
-            clipped = gradient * (self.max_grad_norm / (norm + 1e-6)).clamp(max=1)
-            self.optimizer.go(clipped, state or self.optimizer.state)
+            gradient.mul_((self.max_grad_norm / (norm + 1e-6)).clamp(max=1))
+            self.optimizer.go(gradient, state or self.optimizer.state)
             report = report | {"grad_norm": norm}
             self.names[:] = report
             return torch.stack(list(report.values()))
