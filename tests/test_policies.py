@@ -261,16 +261,35 @@ def test_a_gpu_is_taken_where_a_network_gains_by_it(
     assert choose_device(replace(config, spaces=spaces), "a world")[0] == device
 
 
-@pytest.mark.parametrize("env", [lambda: Cue, lambda: Cues(4)], ids=["gymnasium", "tensors"])
+@pytest.mark.parametrize(
+    ("memory", "env"),
+    [("lstm", lambda: Cue), ("gru", lambda: Cue), ("transformer", lambda: Cue), ("gru", lambda: Cues(4))],
+    ids=["lstm", "gru", "transformer", "gru, tensors"],
+)
 @pytest.mark.parametrize("algo", ALGORITHMS)
-def test_every_algorithm_trains_with_a_memory_and_resumes_exactly(algo: str, env: Any, tmp_path: Path) -> None:
-    settings = dict(memory="gru", memory_size=8, sequence=8, hidden=(8,), checkpoint_every=256, **QUIET, **SMALL[algo])
+def test_every_algorithm_trains_with_a_memory_and_resumes_exactly(
+    algo: str, memory: str, env: Any, tmp_path: Path
+) -> None:
+    settings = dict(memory=memory, memory_size=8, sequence=8, hidden=(8,), checkpoint_every=256, **QUIET, **SMALL[algo])
     whole = proximo.train(env(), algo, steps=768, out=tmp_path / "whole", **settings)
     broken = proximo.train(env(), algo, steps=768, out=tmp_path / "broken", **settings)
     same_after_resuming(whole, broken, env())
     first = proximo.load(all_of(whole.folder)[0]).policy.state_dict()
-    moved = [name for name, x in whole.policy.named_parameters() if not torch.equal(x, first[name])]
-    assert any("recurrent" in name for name in moved)
+    still = [name for name, x in whole.policy.named_parameters() if torch.equal(x, first[name])]
+    assert not still
+    assert any("core" in name for name in first)
+
+
+slow = pytest.mark.slow
+
+
+@pytest.mark.parametrize("memory", ["lstm", pytest.param("gru", marks=slow), pytest.param("transformer", marks=slow)])
+@pytest.mark.parametrize("algo", ALGORITHMS)
+def test_every_algorithm_learns_what_only_a_memory_can(algo: str, memory: str, tmp_path: Path) -> None:
+    settings = SMALL[algo] | QUIET | dict(memory=memory, memory_size=32, hidden=(32,), gamma=0.95, envs=16)
+    run = proximo.train(Cue, algo, steps=30_000, out=tmp_path / "run", **settings)
+    assert run.score is not None
+    assert run.score.mean >= 0.95  # 0.5 without a memory
 
 
 @pytest.mark.parametrize(("algo", "most"), [("trpo", 0.0101), ("natural", 0.02)])  # a natural step has no search
