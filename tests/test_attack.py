@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ from proximo.batch import Batch, tree_map
 from proximo.models.actor_critic import ActorCritic
 from proximo.models.distributions import Beta, SquashedGaussian
 from proximo.models.distributions.composite import Composite
+from proximo.models.images import ImageEncoder
 from proximo.models.network import Network
 from proximo.run.config import RunConfig
 from proximo.run.ledger import Ledger
@@ -48,6 +50,7 @@ __all__ = ["one_thread", "watched"]  # fixtures
 STEPS, LANES, BOUND = 8, 3, 0.01
 BOX = gym.spaces.Box(-2, 3, (2,))
 WIDE = gym.spaces.Box(-1, 1, (5,))
+GRAY = gym.spaces.Box(0, 255, (8, 8), np.uint8)
 MASKED = gym.spaces.Dict({"seen": WIDE, "action_mask": gym.spaces.MultiBinary(4)})
 TREE = gym.spaces.Dict({"way": gym.spaces.Discrete(3), "far": gym.spaces.Tuple([BOX, gym.spaces.MultiBinary(2)])})
 KINDS: dict[str, tuple[gym.Space, gym.Space, dict[str, Any]]] = {
@@ -60,6 +63,7 @@ KINDS: dict[str, tuple[gym.Space, gym.Space, dict[str, Any]]] = {
     "gru": (WIDE, BOX, dict(memory="gru", memory_size=6, sequence=4)),
     "transformer": (WIDE, BOX, dict(memory="transformer", memory_size=4, memory_window=3, sequence=4)),
     "stack": (WIDE, BOX, dict(frame_stack=3, sequence=4)),
+    "gray": (GRAY, gym.spaces.Discrete(3), dict(images="impala")),
 }
 
 
@@ -125,6 +129,8 @@ def walked(policy: ActorCritic) -> Batch:
     mask, start = torch.rand(STEPS, LANES) < uniform(0.3, 1.1), torch.rand(STEPS, LANES) < 0.3
     mask[0, 0] = True
     seen: Any = 10 ** uniform(-1, 1) * torch.randn(STEPS, LANES, 5)
+    if isinstance(policy.trunk.encoder, ImageEncoder):
+        seen = torch.randint(0, 256, (STEPS, LANES, *GRAY.shape), dtype=torch.uint8)
     if policy.masked:
         allowed = torch.rand(STEPS, LANES, 4) < 0.6
         allowed[..., 0] |= ~allowed.any(-1)

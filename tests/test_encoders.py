@@ -251,6 +251,16 @@ def test_the_stack_of_colour_frames_is_one_image_of_all_their_channels() -> None
     torch.testing.assert_close(stack(frames), wide(channels))
 
 
+@pytest.mark.parametrize("shape", [(40, 40), (4, 40, 40), (40, 40, 3)], ids=str)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_network_has_the_channels_innermost(shape: tuple[int, ...], precision: str) -> None:
+    """Also of one channel, which lies in every order: 1.1 to 1.4 times as fast."""
+    encoder, places = ImageEncoder(shape, "nature", precision=precision), list[int]()
+    encoder.network[1].register_forward_pre_hook(lambda _, given: places.append(given[0].stride(1)))
+    encoder(drawn(image(*shape), 2))
+    assert places == [1]
+
+
 @pytest.mark.parametrize("network", ["nature", "impala"])
 def test_bfloat16_sees_what_float32_sees_but_for_its_digits(network: str) -> None:
     torch.manual_seed(0)

@@ -111,7 +111,8 @@ class ImageEncoder(nn.Module):
         order = torch.channels_last if images.device.type == "cpu" else torch.contiguous_format
         first: Any = self.network[0]
         dtype = torch.bfloat16 if self.brief else first.weight.dtype
-        images = images.contiguous(memory_format=order).to(dtype)  # bytes are turned in half the time of floats
+        # bytes are turned in half the time of floats; said twice, for one channel lies in every order
+        images = images.contiguous(memory_format=order).to(dtype, memory_format=order)
         features = packed(self.network, images, 1 / 255)
         if features is None:
             with torch.autocast(images.device.type, dtype, enabled=self.brief):
