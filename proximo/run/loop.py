@@ -71,10 +71,13 @@ def start_lanes(run: Run) -> None:
 
 
 class Guard:
-    """Brings a run's tensors back to what they were when something fails, and saves what was learned until then."""
+    """Brings a run's tensors back to what they were when something fails, and saves what was learned until then.
 
-    def __init__(self, run: Run, log: Log) -> None:
-        self.run, self.log = run, log
+    It saves nothing of a run that is gone afterwards (`saves` False).
+    """
+
+    def __init__(self, run: Run, log: Log, saves: bool = True) -> None:
+        self.run, self.log, self.saves = run, log, saves
         ledger = {} if run.ledger is None else {"ledger": run.ledger}
         every = live_tensors(policy=run.policy, algorithm=run.algorithm, source=run.source, **ledger)
         # the ledger's reference never changes
@@ -93,7 +96,7 @@ class Guard:
                 yield
         except (ProximoError, KeyboardInterrupt) as error:
             restore(self.live, self.before, "undoing a failed update")
-            if self.sharded:  # to save, all ranks must come
+            if self.sharded or not self.saves:  # to save shards, all ranks must come
                 raise
             self.log.flush()
             save_if_new(self.run)

@@ -90,7 +90,7 @@ class Cycles:
 
     def __init__(self, run: EnvRun, log: RunLog, interrupts: Interrupts) -> None:
         self.run, self.log, self.interrupts = run, log, interrupts
-        self.guard = loop.Guard(run, log)
+        self.guard = loop.Guard(run, log, saves=False)
         self.settle = torch.cuda.synchronize if run.policy.device.type == "cuda" else lambda: None
 
     def go(self, seconds: float, least: int, most: float = np.inf) -> tuple[list[float], int]:
