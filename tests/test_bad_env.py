@@ -11,12 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
-from gymnasium.spaces import Box
+from gymnasium.spaces import Box, Dict, Discrete, MultiBinary, Text, Tuple
 
 import proximo
+from proximo.errors import EnvFailure
 from proximo.run import checkpoint
+from proximo.sources.checked import Checked
 from tests.conftest import TINY, TINY_FLAGS, Command, Complaint, Register
 from tests.toys import Faulty, breaks_down
 
@@ -159,3 +162,72 @@ def test_what_cannot_be_rendered_is_told(maker: Any, complaint: Complaint, regis
     made = proximo.train(register(maker), out=tmp_path / "run", quiet=True, **TINY)
     assert "render" in complaint("play", made.folder, "--video", tmp_path / "v.mp4")
     assert not (tmp_path / "v.mp4").exists()
+
+
+class Shows(gym.Env):
+    """Whatever it is told to, of a tree of everything."""
+
+    observation_space = Dict(
+        picture=Box(0, 255, (4, 4), np.uint8), numbers=Box(-1, 1, (3,)), choice=Discrete(3), word=Text(5),
+        deep=Tuple([MultiBinary(2), Discrete(4, start=-2)]),
+    )  # fmt: skip
+    action_space = Discrete(2)
+
+    def __init__(self, **told: Any) -> None:
+        numbers, deep = np.zeros(3, np.float32), (np.zeros(2, np.int8), -2)
+        self.good = dict(picture=np.zeros((4, 4), np.uint8), numbers=numbers, choice=1, word="ab", deep=deep)
+        self.shown, self.t = self.good | told, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return self.good, {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        self.t += 1
+        return self.shown, 0.0, self.t % 5 == 0, False, {}
+
+
+MISFITS: dict[str, tuple[dict[str, Any], str]] = {
+    "a picture of floats": (dict(picture=np.zeros((4, 4))), "at /picture of dtype float64, not uint8"),
+    "a picture beyond bytes": (
+        dict(picture=np.full((4, 4), 300, np.uint16)),
+        "at /picture of numbers that uint8 has not",
+    ),
+    "a picture of another shape": (
+        dict(picture=np.zeros((4, 1), np.uint8)),
+        r"at /picture of shape \(4, 1\), not \(4, 4\)",
+    ),
+    "one number for three": (dict(numbers=np.zeros(1, np.float32)), r"at /numbers of shape \(1,\), not \(3,\)"),
+    "uneven lists": (dict(numbers=[0.0, [0.0, 1.0]]), "at /numbers of a list, not"),
+    "a fraction for a choice": (dict(choice=1.7), "at /choice of dtype float64, not int64"),
+    "a number for a word": (dict(word=3), "at /word of a int, not a text"),
+    "deep": (dict(deep=(np.full(2, 300), -2)), "at /deep/0 of numbers that int8 has not"),
+    "a part left out": (dict(deep=(np.zeros(2, np.int8),)), "no observation/deep/1"),
+}
+
+
+@pytest.mark.parametrize("misfit", MISFITS)
+def test_a_leaf_that_breaks_its_promise_is_named(misfit: str) -> None:
+    told, words = MISFITS[misfit]
+    env = Checked(Shows(**told))
+    env.reset()
+    with pytest.raises(EnvFailure, match=words):
+        env.step(0)
+
+
+def test_leaves_that_only_look_different_are_taken() -> None:
+    """What gymnasium makes of them loses nothing."""
+    more = dict(numbers=[0.0, 1.0, 0.5], choice=np.int32(2), deep=(np.array([1, 0]), np.array(1)))
+    for told in (more, dict(numbers=np.zeros(3), deep=[np.array([True, False]), 1])):
+        env = Checked(Shows(**told))
+        env.reset()
+        for _ in range(3):
+            assert env.step(0)[0] is env.env.shown  # type: ignore[attr-defined]
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_misfit_is_told_before_it_is_learned_from(backend: str, tmp_path: Path) -> None:
+    told = MISFITS["one number for three"][0]
+    with pytest.raises(EnvFailure, match="at /numbers of shape"):
+        proximo.train(lambda: Shows(**told), out=tmp_path / "run", **TINY, backend=backend)
+    assert not any(path.stat().st_size for path in tmp_path.rglob("metrics.jsonl"))

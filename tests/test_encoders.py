@@ -251,7 +251,7 @@ def test_the_stack_of_colour_frames_is_one_image_of_all_their_channels() -> None
     torch.testing.assert_close(stack(frames), wide(channels))
 
 
-@pytest.mark.parametrize("shape", [(40, 40), (4, 40, 40), (40, 40, 3)], ids=str)
+@pytest.mark.parametrize("shape", [(40, 40), (40, 40, 1), (4, 40, 40), (40, 40, 3)], ids=str)
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_a_network_has_the_channels_innermost(shape: tuple[int, ...], precision: str) -> None:
     """Also of one channel, which lies in every order: 1.1 to 1.4 times as fast."""

@@ -119,6 +119,29 @@ def test_it_learns_and_loads_and_acts_alike(name: str, env: Any, tmp_path: Path)
         np.testing.assert_array_equal(loaded.act(observation), run.agent.act(observation))
 
 
+class Tires(Encoder):
+    """Its memory of the run is full after some updates."""
+
+    left = 3
+
+    def observe(self, observation: Tensor, mask: Tensor) -> None:
+        if self.left == 0:
+            raise RuntimeError("no room")
+        self.left -= 1
+        super().observe(observation, mask)
+
+
+def test_what_was_learned_before_a_module_fails_is_kept_and_goes_on(tmp_path: Path) -> None:
+    settings = LEARN | dict(checkpoint_every=10**9, steps=2_000, eval_every=0, quiet=True)
+    with pytest.raises(RuntimeError, match="no room") as told:
+        proximo.train(Recall, encoder=Tires, out=tmp_path / "run", **settings)
+    assert "step 384 is saved, `proximo resume" in told.value.__notes__[0]
+    kept = proximo.load(tmp_path / "run", encoder=Encoder).policy.state_dict()
+    assert [int(tensor) for name, tensor in kept.items() if name.endswith(".seen")] == [384]
+    run = proximo.resume(tmp_path / "run", env=Recall, encoder=Encoder, quiet=True)
+    assert run.step > 1_700
+
+
 def files(run: Path) -> dict[str, bytes]:
     return {f"{path.parent.name}/{path.name}": path.read_bytes() for path in run.rglob("*.safetensors")}
 

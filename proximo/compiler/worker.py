@@ -101,8 +101,6 @@ def module_of(trace: dict[str, Any], device: torch.device) -> fx.GraphModule:
     for operation, args, keywords, made in trace["operations"]:
         space, name, overload = operation.split(".")
         target = getattr(getattr(getattr(torch.ops, space), name), overload)
-        if target is torch.ops.aten.view.default:
-            target = torch.ops.aten.reshape.default  # Inductor may lay out otherwise what could be viewed in the trace
         node = graph.call_function(target, tuple(map(read, args)), {key: read(x) for key, x in keywords.items()})
         if isinstance(made, str):
             names[made] = node

@@ -137,6 +137,6 @@ def layout(shape: tuple[int, ...], channels: str, name: str = "") -> tuple[bool,
         else:
             size = "×".join(map(str, shape))
             where = f"the images{name and f' at {name}'} are {size}, and no side is clearly the channels'"
-            raise ConfigError(f"{where}: say channels='first' or channels='last'")
+            raise ConfigError(f"{where}: give --channels first or --channels last")
     frames = shape[0] if len(shape) == 4 else 1
     return (True, (frames * last, first, middle)) if channels == "last" else (False, (frames * first, middle, last))

@@ -94,7 +94,7 @@ class Guard:
         try:
             with memory_told():
                 yield
-        except (ProximoError, KeyboardInterrupt) as error:
+        except (Exception, KeyboardInterrupt) as error:
             restore(self.live, self.before, "undoing a failed update")
             if self.sharded or not self.saves:  # to save shards, all ranks must come
                 raise
@@ -103,6 +103,9 @@ class Guard:
             if self.run.step == 0 or isinstance(error, KeyboardInterrupt):
                 raise
             saved = f"step {self.run.step:,} is saved, `proximo resume {self.run.folder}` goes on from there"
+            if not isinstance(error, ProximoError):  # of a network or a Term of one's own: it stays what it is
+                error.add_note(saved)
+                raise
             raise type(error)(f"{error} ({saved})") from error
 
 

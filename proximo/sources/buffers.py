@@ -16,6 +16,8 @@ from torch import Tensor
 from proximo.errors import EnvFailure, NonFiniteError
 from proximo.observations import MASK, Path, leaves, pointer, space_map, storage, text_codes
 
+NO_OPTION = "the environment's mask leaves a choice without an option: allow one, or end the episode before"
+
 
 @dataclass
 class Leaf:
@@ -118,8 +120,7 @@ class Observations:
         """
         if self.allowed is not None:
             for lane in np.flatnonzero(live & without_option(self.allowed.rows[t], self.choices)):
-                why = "its mask leaves a choice without an option"
-                raise EnvFailure(f"no action is allowed in lane {before + lane} at step {step}: {why}")
+                raise EnvFailure(f"no action is allowed in lane {before + lane} at step {step}: {NO_OPTION}")
 
     def write(self, t: int, observation: Any) -> None:
         """The observation of all lanes into row `t`."""

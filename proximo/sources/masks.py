@@ -15,6 +15,7 @@ import numpy as np
 
 from proximo.errors import EnvFailure, UnsupportedSpace
 from proximo.observations import MASK, MASKABLE, choices, has_mask, space_map
+from proximo.sources.buffers import NO_OPTION
 
 METHOD = "action_masks"
 PARTS = gym.spaces.Dict, gym.spaces.Tuple
@@ -56,7 +57,7 @@ def allowed_action(space: gym.Space, observation: Any) -> Any:
             return part.sample()
         options = [np.flatnonzero(next(masks)) for _ in choices(part)]
         if not all(map(len, options)):
-            raise EnvFailure("no action is allowed: the environment's mask leaves a choice without an option")
+            raise EnvFailure(f"no action is allowed: {NO_OPTION}")
         chosen = np.array([part.np_random.choice(each) for each in options], part.dtype).reshape(part.shape)
         return (chosen + part.start)[()]
 
