@@ -14,14 +14,14 @@ from proximo.models.network import Network
 from proximo.updaters.adam import Adam
 from proximo.updaters.sgd import sgd
 from tests.conftest import rest_slow
-from tests.test_attack import KINDS, walked
+from tests.test_attack import SEEING, walked
 from tests.test_compiled import OBJECTIVE, needs_compiler
 
 
 def updated(compile: bool, kind: str) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """The parameters before and after three updates, and the last one's report."""
     torch.manual_seed(0)
-    seen, acts, numbers = KINDS[kind]
+    seen, acts, numbers = SEEING[kind]
     policy = ActorCritic(seen, acts, Network(hidden=(8,), normalize_observation=True, **numbers))
     with torch.no_grad():
         for parameter in policy.parameters():
@@ -38,7 +38,7 @@ def updated(compile: bool, kind: str) -> tuple[Tensor, Tensor, dict[str, Tensor]
 
 
 @needs_compiler
-@pytest.mark.parametrize("kind", rest_slow(KINDS, ("masked, lstm", "tree")))
+@pytest.mark.parametrize("kind", rest_slow(SEEING, ("masked, lstm", "tree")))
 def test_an_update_of_any_kind_gives_the_same_numbers(kind: str) -> None:
     (before, one, told), (_, other, said) = updated(compile=False, kind=kind), updated(compile=True, kind=kind)
     assert (one - before).abs().max() > 1e-3, "it moved"

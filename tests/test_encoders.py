@@ -415,7 +415,7 @@ REFUSED: list[tuple[spaces.Space, dict[str, Any], type[ProximoError], str]] = [
     (spaces.Text(0, min_length=0), {}, UnsupportedSpace, "no numbers"),
     (spaces.Dict([("1", spaces.Discrete(2)), (1, spaces.Discrete(2))]), {}, UnsupportedSpace, "read alike"),  # type: ignore
     (spaces.Discrete(2**40), {}, UnsupportedSpace, "1,048,576 options"),
-    (spaces.Dict(a=image(3, 64, 3)), {}, ConfigError, "images at /a are 3×64×3.*channels='first' or channels='last'"),
+    (spaces.Dict(a=image(3, 64, 3)), {}, ConfigError, "images at /a are 3×64×3.*--channels first or --channels last"),
     (image(3, 35, 64), dict(images="nature"), ConfigError, "35×64 pixels.*needs 36 a side: take impala"),
     (image(3, 64, 64), dict(images="resnet"), UnknownName, "image network 'resnet'.*impala, nature"),
     (image(3, 64, 64), dict(channels="middle"), UnknownName, "order of channels 'middle'.*first, last"),
